@@ -1,0 +1,74 @@
+"""Rebalance a trained long-tailed classifier without retraining it.
+
+Names load on first use, so that the command line starts without importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posthoc_lt import losses
+    from posthoc_lt.errors import PosthocError
+    from posthoc_lt.evaluate import Evaluation, evaluate
+    from posthoc_lt.export import export
+    from posthoc_lt.extract import extract
+    from posthoc_lt.features import Features, FeatureSet
+    from posthoc_lt.files import load_features, load_head, save_features, save_head
+    from posthoc_lt.head import Head
+    from posthoc_lt.methods import METHODS
+    from posthoc_lt.pipeline import Result, compare, rebalance
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Evaluation": "evaluate",
+    "FeatureSet": "features",
+    "Features": "features",
+    "Head": "head",
+    "METHODS": "methods",
+    "PosthocError": "errors",
+    "Result": "pipeline",
+    "compare": "pipeline",
+    "evaluate": "evaluate",
+    "export": "export",
+    "extract": "extract",
+    "load_features": "files",
+    "load_head": "files",
+    "rebalance": "pipeline",
+    "save_features": "files",
+    "save_head": "files",
+}
+
+__all__ = [
+    "METHODS",
+    "Evaluation",
+    "FeatureSet",
+    "Features",
+    "Head",
+    "PosthocError",
+    "Result",
+    "compare",
+    "evaluate",
+    "export",
+    "extract",
+    "load_features",
+    "load_head",
+    "losses",
+    "rebalance",
+    "save_features",
+    "save_head",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return importlib.import_module("posthoc_lt.losses")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'posthoc_lt' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"posthoc_lt.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

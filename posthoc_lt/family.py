@@ -1,0 +1,113 @@
+"""What fitting ends in: a family of heads with at most one knob, which validation then sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from posthoc_lt.errors import PosthocError
+from posthoc_lt.head import Head
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A single head: nothing to choose."""
+
+    head: Head
+
+    def at(self, knob: float | None = None) -> Head:
+        """The head."""
+        return self.head
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """Heads on a straight line, ``logits(t) = A + t·B`` with A and B affine in x.
+
+    Args:
+        origin: the head that gives A, in the deployed dtype.
+        direction: the head that gives B, float64; its weight is all zero when B does not depend on x.
+    """
+
+    origin: Head
+    direction: Head
+
+    def at(self, knob: float | None) -> Head:
+        """The head at t = `knob`: W_A + t·W_B, b_A + t·b_B, computed in float64, in the origin's dtype."""
+        t = _number(knob)
+        weight = self.origin.weight
+        if self.direction.weight.any():
+            weight = (weight.double() + t * self.direction.weight).to(weight.dtype)
+        bias = (self.origin.bias.double() + t * self.direction.bias).to(weight.dtype)
+        return Head(weight, bias, self.origin.has_bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Power:
+    """Heads rescaled row by row, ``logits_c(t) = z_c · exp(-t·u_c)``, z the logits of `head`.
+
+    Args:
+        head: the head that gives z (its bias already dropped where the method drops it).
+        log_scale: u, shape (C,), float64; tau-norm has u_c = ln‖w_c‖.
+    """
+
+    head: Head
+    log_scale: Tensor
+
+    def at(self, knob: float | None) -> Head:
+        """The head at t = `knob`: w_c·exp(-t·u_c), b_c·exp(-t·u_c)."""
+        t, dtype = _number(knob), self.head.weight.dtype
+        scale = torch.exp(-t * self.log_scale)
+        weight = (self.head.weight.double() * scale[:, None]).to(dtype)
+        return Head(weight, (self.head.bias.double() * scale).to(dtype), self.head.has_bias)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptBias:
+    """tau-norm with its bias kept, ``logits_c(t) = (w_c·x)·exp(-t·u_c) + b_c``.
+
+    Args:
+        head: the untouched head.
+        log_scale: u_c = ln‖w_c‖, shape (C,), float64.
+    """
+
+    head: Head
+    log_scale: Tensor
+
+    def at(self, knob: float | None) -> Head:
+        """The head at t = `knob`: w_c·exp(-t·u_c), b_c."""
+        scale = torch.exp(-_number(knob) * self.log_scale)
+        weight = (self.head.weight.double() * scale[:, None]).to(self.head.weight.dtype)
+        return Head(weight, self.head.bias, self.head.has_bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A finite path of fitted heads, one a knob value, the most regularised first."""
+
+    knobs: tuple[float, ...]
+    heads: tuple[Head, ...]
+
+    def at(self, knob: float | None) -> Head:
+        """The head fitted at exactly this knob value.
+
+        Raises:
+            PosthocError: none was.
+        """
+        if knob not in self.knobs:
+            raise PosthocError(
+                f"knob value {knob}", f"one of {', '.join(f'{k:g}' for k in self.knobs)}", "fit it at that value first"
+            )
+        return self.heads[self.knobs.index(knob)]
+
+
+Family: TypeAlias = Point | Line | Power | KeptBias | Path
+
+
+def _number(knob: float | None) -> float:
+    if knob is None or knob != knob or knob in (float("inf"), float("-inf")):
+        raise PosthocError(f"tau = {knob}", "a finite number", "give --tau 1.0, or let validation choose")
+    return float(knob)

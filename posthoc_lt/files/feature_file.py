@@ -1,0 +1,89 @@
+"""The feature file, schema 1: every split, the head and where they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from posthoc_lt.errors import PosthocError, show
+from posthoc_lt.features import SPLITS, Features, FeatureSet
+from posthoc_lt.files.atomic import replacing
+from posthoc_lt.files.container import read_container, write_container
+from posthoc_lt.head import Head
+
+FORMAT, VERSION = "posthoc-lt", "1"
+_REMAKE = "make it with: posthoc-lt extract --ckpt model.pt"
+_OURS = frozenset({"format", "version", "classes", "checksums"})
+
+
+def save_features(features: FeatureSet, path: Path, force: bool = False) -> None:
+    """Write a feature file, whole or not at all.
+
+    Raises:
+        PosthocError: the place cannot be written to, or holds another file and not `force`.
+    """
+    tensors = {"head.weight": features.head.weight}
+    if features.head.has_bias:
+        tensors["head.bias"] = features.head.bias
+    if features.train_counts is not None:
+        tensors["train.counts"] = features.train_counts
+    for name, split in features.splits().items():
+        tensors[f"{name}.features"] = split.x
+        if split.y is not None:
+            tensors[f"{name}.labels"] = split.y
+    classes = json.dumps(list(features.classes), ensure_ascii=False)
+    metadata = {**features.provenance, "format": FORMAT, "version": VERSION, "classes": classes}
+    with replacing(path, force) as temporary:
+        write_container(temporary, tensors, metadata)
+
+
+def load_features(path: Path) -> FeatureSet:
+    """Read a feature file; the features stay memory-mapped, every checksum is verified first.
+
+    Raises:
+        PosthocError: no such file, not a feature file, cut short or changed, or holding NaN.
+    """
+    path = Path(path)
+    tensors, metadata = read_container(path, FORMAT, VERSION, _REMAKE)
+    if "head.weight" not in tensors:
+        raise PosthocError(f"{show(path)}, which has no head.weight", "a feature file with its head", _REMAKE)
+    weight, bias = tensors["head.weight"], tensors.get("head.bias")
+    features = FeatureSet(
+        head=Head.without_bias(weight) if bias is None else Head(weight, bias),
+        **{name: _split(tensors, name) for name in SPLITS},
+        classes=_classes(path, metadata),
+        provenance={key: value for key, value in metadata.items() if key not in _OURS},
+        train_counts=tensors.get("train.counts"),
+    )
+    for name, split in features.splits().items():
+        _refuse_nonfinite(path, name, split)
+    return features
+
+
+def _split(tensors: Mapping[str, Tensor], name: str) -> Features | None:
+    x = tensors.get(f"{name}.features")
+    return None if x is None else Features(x, tensors.get(f"{name}.labels"))
+
+
+def _classes(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
+    try:
+        names = json.loads(metadata.get("classes", "[]"))
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PosthocError(f"{show(path)}, whose class names are not a JSON list of strings", "the file", _REMAKE)
+    return tuple(names)
+
+
+def _refuse_nonfinite(path: Path, name: str, split: Features) -> None:
+    bad = sum(int((~x.isfinite().all(dim=1)).sum()) for _, x in split.chunks(1, torch.float32))
+    if bad:
+        raise PosthocError(
+            f"{show(path)}, whose {name} features hold NaN or infinity in {bad} of {len(split)} rows",
+            "finite features",
+            "extract again in float32, and check the images and the checkpoint for a diverged run",
+        )

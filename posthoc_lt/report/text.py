@@ -1,0 +1,135 @@
+"""Words and percents for people: the terminal table and the one-sentence verdict."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from posthoc_lt.errors import listed, show
+from posthoc_lt.evaluate import Evaluation
+from posthoc_lt.metrics import GROUPS
+from posthoc_lt.report.formats import NOTHING, grid
+from posthoc_lt.stats import Paired
+
+if TYPE_CHECKING:
+    from posthoc_lt.report.table import Row, Table
+
+LEGEND = "percent, ± 95% interval; > chosen; (control); * clear of 0 after Holm"
+"""What the marks of the table mean, in one line."""
+
+_SPARE = ("knob", "overall", "medium", "many", "few")
+"""Columns that give way on a narrow terminal, the first one first."""
+
+_BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+
+
+def cells(table: Table) -> dict[str, list[str]]:
+    """The table's columns by name, each a list of texts, one a row."""
+    rows, seen = table.rows, [table.shown(row) for row in table.rows]
+    return {
+        "method": [_name(row) for row in rows],
+        "knob": ["" if row.value is None else f"{show(row.knob, 8)}={row.value:.3g}" for row in rows],
+        **{group: [_percent(evaluation.group(group)) for evaluation in seen] for group in GROUPS},
+        "balanced": [_balanced(evaluation) for evaluation in seen],
+        "overall": [_percent(evaluation.accuracy) for evaluation in seen],
+        "vs baseline": [_gain(row) for row in rows],
+    }
+
+
+def heading(table: Table) -> str:
+    """What the figures were measured on, and which classes they leave out."""
+    seen = table.shown(table.rows[0])
+    low, high = (f"{edge:g}" for edge in seen.edges)
+    classes = seen.classes - len(seen.missing)
+    line = f"{table.split}: {len(seen)} samples, {classes} classes; train counts: many > {high}, few < {low}"
+    if seen.missing:
+        line += f"\nno sample, not scored: {listed(table.classes[c] for c in seen.missing)}"
+    return line
+
+
+def comparison(table: Table, width: int, color: bool) -> str:
+    """The terminal table; see `Table.text`."""
+    columns = cells(table)
+    for name in ("", *_SPARE):
+        columns.pop(name, None)
+        right = [column not in ("method", "knob") for column in columns]
+        lines = grid(list(columns), list(zip(*columns.values(), strict=True)), right).splitlines()
+        if max(map(len, lines)) <= width:
+            break
+    body = [_styled(line, row, color) for line, row in zip(lines[2:], table.rows, strict=True)]
+    above, below = (_wrapped(text, width) for text in (heading(table), LEGEND))
+    return "\n".join([*above, *lines[:2], *body, *below])
+
+
+def verdict(
+    baseline: Evaluation,
+    chosen: Evaluation,
+    overall: Paired,
+    few: Paired | None,
+    many: Paired | None,
+    split: str = "test",
+) -> str:
+    """One sentence on what the chosen head gains over the baseline and what it costs the head classes.
+
+    Every difference comes with its paired 95% interval; one whose interval holds 0 is called unproven.
+
+    Args:
+        baseline, chosen: both on the split named.
+        overall: the paired difference in balanced accuracy.
+        few, many: the same within the few-shot and the many-shot classes; None where the group has no sample.
+        split: on ``val``, where heads are chosen, the sentence says that figures flatter.
+    """
+    where = f"On {split}" + (", which also served to choose and so flatters," if split == "val" else ",")
+    if bool((baseline.predicted == chosen.predicted).all()):
+        return f"{where} nothing changed: the chosen head predicts exactly as the untouched one."
+    clauses = [_moved("balanced accuracy", baseline.balanced_accuracy, chosen.balanced_accuracy, overall)]
+    for group, gain in (("few", few), ("many", many)):
+        before, after = baseline.group(group), chosen.group(group)
+        if gain is None or before is None or after is None:
+            clauses.append(f"{group}-shot classes are {NOTHING} (none has a sample)")
+        else:
+            clauses.append(_moved(f"{group}-shot accuracy", before, after, gain))
+    return f"{where} {'; '.join(clauses)}."
+
+
+def _moved(what: str, before: float, after: float, gain: Paired) -> str:
+    points = f"{100 * abs(gain.delta):.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    values = f"from {100 * before:.1f}% to {100 * after:.1f}%"
+    if gain.clear:
+        return f"{what} {'rises' if gain.delta > 0 else 'falls'} by {points}, {values}"
+    if gain.se == 0:
+        return f"{what} stays at {100 * before:.1f}%"
+    return f"{what} goes {values}, a difference of {points} that is not clear of 0"
+
+
+def _name(row: Row) -> str:
+    name = show(row.method, 18)
+    return ("> " if row.chosen else "  ") + (f"({name})" if row.control else name)
+
+
+def _percent(share: float | None) -> str:
+    return NOTHING if share is None else f"{100 * share:.1f}"
+
+
+def _balanced(seen: Evaluation) -> str:
+    """The wider half of the interval: the other may have been cut at 0 or 100."""
+    (low, high), middle = seen.balanced_accuracy_ci, seen.balanced_accuracy
+    return f"{100 * middle:.1f} ±{100 * max(high - middle, middle - low):4.1f}"
+
+
+def _gain(row: Row) -> str:
+    if row.paired is None:
+        return ""
+    gain = row.paired
+    reach = max(gain.high - gain.delta, gain.delta - gain.low)
+    return f"{100 * gain.delta:+.1f} ±{100 * reach:4.1f} {'*' if row.clear else ' '}"
+
+
+def _styled(line: str, row: Row, color: bool) -> str:
+    if not color or not (row.chosen or row.control):
+        return line
+    return f"{_BOLD if row.chosen else _DIM}{line}{_PLAIN}"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return [part for line in text.splitlines() for part in textwrap.wrap(line, width)]
