@@ -84,12 +84,36 @@ class KeptBias:
         return Head(weight, self.head.bias, self.head.has_bias)
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """How well a minimisation ended: what a reader needs to trust a fitted head.
+
+    Args:
+        objective: the value reached.
+        gradient_norm: the gradient's norm there, relative to that of all-zero logits; 0 at the exact minimum.
+        iterations: steps taken.
+        converged: whether `gradient_norm` came under the tolerance.
+    """
+
+    objective: float
+    gradient_norm: float
+    iterations: int
+    converged: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Path:
-    """A finite path of fitted heads, one a knob value, the most regularised first."""
+    """A finite path of fitted heads, one a knob value, the most regularised first.
+
+    Args:
+        knobs: the knob values.
+        heads: the head fitted at each.
+        certificates: how well each fit ended, or nothing where no minimisation took place.
+    """
 
     knobs: tuple[float, ...]
     heads: tuple[Head, ...]
+    certificates: tuple[Certificate, ...] = ()
 
     def at(self, knob: float | None) -> Head:
         """The head fitted at exactly this knob value.

@@ -101,7 +101,9 @@ def test_ties_zeros_and_equal_slopes_equal_brute_force(
     data: st.DataObject, classes: int, count: int, power: bool
 ) -> None:
     """Quarters collide often: equal logits, zero logits, equal priors and shared breakpoints all occur."""
-    logits = np.array(data.draw(st.lists(st.lists(quarters, min_size=classes, max_size=classes), min_size=count, max_size=count)))
+    logits = np.array(
+        data.draw(st.lists(st.lists(quarters, min_size=classes, max_size=classes), min_size=count, max_size=count))
+    )
     slope = np.array(data.draw(st.lists(quarters, min_size=classes, max_size=classes)))
     y = np.array(data.draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count)))
     identity = Head.without_bias(torch.eye(classes, dtype=torch.float64))
@@ -145,10 +147,13 @@ def test_breakpoints_equal_but_for_rounding_open_no_cell() -> None:
     assert best == 1.0
 
 
-@pytest.mark.parametrize("family", [
-    KeptBias(Head(torch.eye(2), torch.zeros(2)), torch.zeros(2)),
-    Path((1.0,), (Head(torch.eye(2), torch.zeros(2)),)),
-])
+@pytest.mark.parametrize(
+    "family",
+    [
+        KeptBias(Head(torch.eye(2), torch.zeros(2)), torch.zeros(2)),
+        Path((1.0,), (Head(torch.eye(2), torch.zeros(2)),)),
+    ],
+)
 def test_families_without_intervals_are_refused(family: Family) -> None:
     with pytest.raises(PosthocError, match="Next: give"):
         winning_intervals(family, Features(torch.eye(2), torch.tensor([0, 1])))

@@ -15,6 +15,9 @@ from posthoc_lt.errors import PosthocError, show
 FORMATS = ("table", "json", "csv", "md")
 """What ``--format`` takes."""
 
+_WHOLE = 1 << 20
+"""A limit for `show` that cuts no name."""
+
 NOTHING = "n/a"
 """How a figure that does not exist is shown to a person; a machine gets null or an empty cell."""
 
@@ -53,17 +56,17 @@ def render(rows: Sequence[Mapping[str, object]], form: str) -> str:
     if form == "csv":
         return csv_text(header, values)
     cells = [[_cell(value) for value in row] for row in values]
-    numeric = [all(isinstance(v, int | float) or v is None for v in column) for column in zip(*values, strict=True)]
+    numeric = [all(map(_numeric, column)) for column in zip(*values, strict=True)]
     return (grid if form == "table" else markdown)([show(key) for key in header], cells, numeric)
 
 
-def grid(header: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
-    """Lines of aligned columns, two spaces apart, under an underlined header; `right` says which align right."""
+def grid(header: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool], gap: int = 2) -> str:
+    """Lines of aligned columns, `gap` spaces apart, under an underlined header; `right` says which align right."""
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
 
     def line(row: Sequence[str]) -> str:
         sides: list[Callable[[int], str]] = [c.rjust if r else c.ljust for c, r in zip(row, right, strict=False)]
-        return "  ".join(side(width) for side, width in zip(sides, widths, strict=False)).rstrip()
+        return (" " * gap).join(side(width) for side, width in zip(sides, widths, strict=False)).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, cells)])
 
@@ -95,8 +98,8 @@ def html_table(header: Sequence[str], cells: Sequence[Sequence[str]], right: Seq
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """CSV with full-precision numbers, empty cells for what is not there, and text that no spreadsheet runs.
 
-    A text cell that begins with ``= + - @``, a tab or a line end would be read as a formula: it gets a
-    leading apostrophe. Numbers keep their sign.
+    A text cell that begins with ``= + - @`` would be read as a formula: it gets a leading apostrophe. Control
+    characters are spelled out, as CSV is printed to terminals too. Numbers keep their sign.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -105,12 +108,16 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return out.getvalue()
 
 
+def _numeric(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
 def _inert(value: object) -> object:
     value = _plain(value)
     if value is None or isinstance(value, bool | int | float):
         return value
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    text = show(" ".join(map(str, value)) if isinstance(value, list) else value, _WHOLE)
+    return "'" + text if text.lstrip().startswith(tuple("=+-@＝＋－＠")) else text
 
 
 def _cell(value: object) -> str:

@@ -49,11 +49,12 @@ def heading(table: Table) -> str:
 
 def comparison(table: Table, width: int, color: bool) -> str:
     """The terminal table; see `Table.text`."""
-    columns = cells(table)
-    for name in ("", *_SPARE):
-        columns.pop(name, None)
+    columns, width = cells(table), max(width, 20)
+    # First the gaps close up, then columns go.
+    for spare, gap in (("", 2), ("", 1), *((name, 1) for name in _SPARE)):
+        columns.pop(spare, None)
         right = [column not in ("method", "knob") for column in columns]
-        lines = grid(list(columns), list(zip(*columns.values(), strict=True)), right).splitlines()
+        lines = grid(list(columns), list(zip(*columns.values(), strict=True)), right, gap).splitlines()
         if max(map(len, lines)) <= width:
             break
     body = [_styled(line, row, color) for line, row in zip(lines[2:], table.rows, strict=True)]
@@ -93,13 +94,13 @@ def verdict(
 
 
 def _moved(what: str, before: float, after: float, gain: Paired) -> str:
-    points = f"{100 * abs(gain.delta):.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    interval = f"points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
     values = f"from {100 * before:.1f}% to {100 * after:.1f}%"
     if gain.clear:
-        return f"{what} {'rises' if gain.delta > 0 else 'falls'} by {points}, {values}"
+        return f"{what} {'rises' if gain.delta > 0 else 'falls'} by {100 * abs(gain.delta):.1f} {interval}, {values}"
     if gain.se == 0:
         return f"{what} stays at {100 * before:.1f}%"
-    return f"{what} goes {values}, a difference of {points} that is not clear of 0"
+    return f"{what} goes {values}, a difference of {100 * gain.delta:+.1f} {interval} that is not clear of 0"
 
 
 def _name(row: Row) -> str:

@@ -14,7 +14,8 @@ from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.search.curve import TIE, Curve, step_curve
 from posthoc_lt.search.intervals import Intervals, winning_intervals
-from posthoc_lt.search.likelihood import fit_knob, fit_scale
+from posthoc_lt.search.likelihood import fit_knob
+from posthoc_lt.search.path import pick, profile_path
 
 BOUNDS = (0.0, 4.0)
 RULES = ("guarded", "nll", "metric")
@@ -110,25 +111,10 @@ def _standard_error(intervals: Intervals, weights: Tensor, optimum: float, bound
 
 
 def _choose_on_path(path: Path, val: Features, weights: Tensor, rule: str) -> Choice:
-    right = torch.stack([_right(head, val) for head in path.heads])
-    values = (right * weights).sum(dim=1)
-    best = int((values >= values.max() - TIE).nonzero()[0])  # of equals the first: the most regularised
-    index, decided_by = best, "metric"
-    if rule != "metric":
-        objectives = torch.tensor([fit_scale(head, val, weights) for head in path.heads])
-        index, decided_by = int(objectives.argmin()), "likelihood"
-        error = ((right != right[best]) * weights.square()).sum(dim=1).sqrt()
-        allowed = (values >= values[best] - error - TIE).nonzero().flatten()
-        if rule == "guarded" and index not in allowed:
-            index, decided_by = int(allowed[(allowed - index).abs().argmin()]), "guard"
-    top = path.knobs[best]
-    return Choice(path.knobs[index], path.heads[index], decided_by, best=(float(values[best]), (top, top)))
-
-
-def _right(head: Head, features: Features) -> Tensor:
-    head = head.to(features.device)
-    predicted = [head(x).argmax(dim=1).cpu() for _, x in features.chunks(head.classes, head.weight.dtype)]
-    return torch.cat(predicted) == features.labels
+    profile = profile_path(path, val)
+    index, best, decided_by = pick(profile, weights, rule)
+    top, value = path.knobs[best], float(weights[profile.right[best]].sum())
+    return Choice(path.knobs[index], path.heads[index], decided_by, best=(value, (top, top)))
 
 
 def _check(metric: str, rule: str, val: Features, bounds: tuple[float, float]) -> None:

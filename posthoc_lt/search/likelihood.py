@@ -13,7 +13,6 @@ from torch import Tensor
 
 from posthoc_lt.family import KeptBias, Line, Power
 from posthoc_lt.features import Features
-from posthoc_lt.head import Head
 
 TAU_PRIOR = (1.0, 0.5)
 LOG_SCALE_PRIOR = (0.0, 0.7)
@@ -51,19 +50,6 @@ def fit_knob(family: Line | Power | KeptBias, features: Features, weights: Tenso
     return MapFit(point[0], exp(point[1]), objective)
 
 
-def fit_scale(head: Head, features: Features, weights: Tensor) -> float:
-    """The least objective of `fit_knob` for one fixed head: only the scale a is fitted."""
-
-    def scores(x: Tensor) -> Callable[[Tensor], Tensor]:
-        logits = head.to(x.device)(x).double()
-        return lambda knob: logits
-
-    def penalty(point: Tensor) -> Tensor:
-        return _normal(point[0], *LOG_SCALE_PRIOR)
-
-    return _minimise(scores, head.classes, features, weights, penalty, [LOG_SCALE_PRIOR[0]])[1]
-
-
 def _scores(family: Line | Power | KeptBias) -> tuple[Scores, int]:
     if isinstance(family, Line):
         origin, direction = family.origin, family.direction
@@ -92,7 +78,7 @@ def _minimise(
     penalty: Callable[[Tensor], Tensor],
     start: list[float],
 ) -> tuple[list[float], float]:
-    """Minimise over a point whose last entry is log a and whose first is the knob, where there is one."""
+    """Minimise over (knob, log a)."""
     total = weights.sum()
     effective = total**2 / weights.square().sum()
 
@@ -105,7 +91,7 @@ def _minimise(
                 at = scores(x)
             here = point.to(x.device)
             labels, weight = features.labels[rows].to(x.device), weights[rows].to(x.device)
-            losses = torch.nn.functional.cross_entropy(here[-1].exp() * at(here[0]), labels, reduction="none")
+            losses = torch.nn.functional.cross_entropy(here[1].exp() * at(here[0]), labels, reduction="none")
             part = effective / total * (weight * losses).sum().cpu()
             gradient = gradient + torch.autograd.grad(part, point)[0]
             loss = loss + part.detach()

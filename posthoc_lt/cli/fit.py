@@ -1,0 +1,151 @@
+"""``tau-search`` and one command a method, its options made from the method's fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+from posthoc_lt.cli import method_summaries, options, output
+from posthoc_lt.methods import METHODS
+from posthoc_lt.methods.method import Method
+from posthoc_lt.pipeline import Fitted, as_features, fit
+from posthoc_lt.pipeline.fit import Selection
+from posthoc_lt.report import Table
+
+_shared = options.together(
+    options.features,
+    options.metric,
+    options.select,
+    options.groups,
+    options.device,
+    options.out(None, "Write the fitted head to this file."),
+    options.force,
+    options.form,
+    options.verbose,
+    options.quiet,
+)
+
+
+def method_command(name: str) -> click.Command:
+    """The command of a method: its knob, an option for each of its fields, and the shared ones."""
+    method = METHODS[name]
+
+    def callback(**given: Any) -> None:
+        own = {field.name: given.pop(field.name) for field in fields(method)}
+        knob = given.pop(method.knob, None) if method.knob else None
+        run(method(**own), knob, **given)
+
+    for option in reversed([*_own_options(method), *_knob_option(method)]):
+        callback = option(callback)
+    text = f"{method_summaries()[name]}\n\nHead: {method.formula}" + (f" ({method.paper})" if method.paper else "")
+    return click.command(name, help=text)(_shared(callback))
+
+
+@click.command("tau-search")
+@click.option(
+    "--method",
+    type=click.Choice([name for name, method in METHODS.items() if method.knob == "tau"]),
+    default="logit-adjust",
+    show_default=True,
+    help="Whose tau to choose.",
+)
+@click.option(
+    "--bias",
+    type=click.Choice(["drop", "scale"]),
+    default="drop",
+    show_default=True,
+    help="What tau-norm does with the bias.",
+)
+@_shared
+def tau_search(method: str, bias: str, **given: Any) -> None:
+    """Choose tau on validation data, exactly: every breakpoint of the metric, not a grid."""
+    takes_bias = any(field.name == "bias" for field in fields(METHODS[method]))
+    run(METHODS[method](**({"bias": bias} if takes_bias else {})), None, **given)
+
+
+def run(
+    method: Method,
+    knob: float | None,
+    *,
+    features: Path,
+    metric: str,
+    select: str,
+    groups: tuple[float, float],
+    device: str,
+    out: Path | None,
+    force: bool,
+    form: str,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Fit one method on a feature file, print it beside the baseline, and save its head if asked."""
+    cached = as_features(features, device=device)
+    selection = Selection(metric, select, groups)
+    baseline = fit("baseline", cached, selection=selection)
+    fitted = fit(method, cached, knob=knob, selection=selection)
+    written = output.write_head(fitted, cached, out, force)
+    if form == "json":
+        context = {"metric": metric, "select": select}
+        record = output.fitted_record(fitted, baseline, cached, context, verbose)
+        output.print_json({**output.preamble({"features": features}), **record, "head": written})
+        return
+    if form == "table":
+        click.echo(_headline(fitted, metric))
+    if fitted.val is not None or fitted.test is not None:
+        rows = [baseline.row(), fitted.row(chosen=True)] if fitted.name != "baseline" else [baseline.row()]
+        output.print_table(Table.against(rows, cached.classes), form, verbose)
+    if written is not None:
+        output.note(f"Wrote {written}", quiet)
+
+
+def _headline(fitted: Fitted, metric: str) -> str:
+    """How the knob came about, in a line or two."""
+    knob, choice = fitted.method.knob, fitted.choice
+    if knob is None or choice.knob is None:
+        return fitted.name
+    lines = [f"{fitted.name}: {knob} = {choice.knob:.4g} ({_REASONS[choice.decided_by]})"]
+    if choice.curve is not None and choice.best is not None and choice.plateau is not None:
+        value, (low, high) = choice.best
+        lines.append(
+            f"validation {metric.replace('-', ' ')} {100 * choice.curve.at(choice.knob):.1f}%, the same from "
+            f"{choice.plateau[0]:.3f} to {choice.plateau[1]:.3f}; "
+            f"its exact maximum {100 * value:.1f}% lies from {low:.3f} to {high:.3f}"
+        )
+    return "\n".join(lines)
+
+
+_REASONS = {
+    "given": "given",
+    "metric": "the maximum of the validation metric",
+    "likelihood": "the validation likelihood's choice",
+    "guard": "the nearest to the validation likelihood's choice that the metric supports",
+    "none": "nothing to choose",
+}
+
+
+def _own_options(method: type[Method]) -> list[Callable[[Any], Any]]:
+    hints = get_type_hints(method)
+    return [_option(field.name, hints[field.name], field.default, field.metadata["help"]) for field in fields(method)]
+
+
+def _option(name: str, hint: Any, default: Any, text: str) -> Callable[[Any], Any]:
+    flag = "--" + name.replace("_", "-")
+    if hint is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=default, show_default=True, help=text)
+    if get_origin(hint) is Literal:
+        kind: Any = click.Choice(get_args(hint))
+    else:
+        kind = next(kind for kind in (int, float, str) if hint is kind or kind in get_args(hint))
+    return click.option(flag, name, type=kind, default=default, show_default=default is not None, help=text)
+
+
+def _knob_option(method: type[Method]) -> list[Callable[[Any], Any]]:
+    """The knob as an option, where it is not already a field of the method."""
+    if method.knob is None or method.knob in {field.name for field in fields(method)}:
+        return []
+    text = f"Set {method.knob} yourself; by default validation chooses it."
+    return [click.option(f"--{method.knob}", method.knob, type=float, default=None, help=text)]

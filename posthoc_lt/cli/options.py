@@ -1,0 +1,75 @@
+"""Options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+
+features = click.option(
+    "--features", type=FILE, default="feats.safetensors", show_default=True, help="The feature file."
+)
+ckpt = click.option("--ckpt", "--checkpoint", "ckpt", type=FILE, required=True, help="The trained checkpoint.")
+force = click.option("--force", is_flag=True, help="Overwrite an existing, different file.")
+form = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "md"]),
+    default="table",
+    show_default=True,
+    help="How to print the result.",
+)
+device = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|mps",
+    help="Where to compute; auto takes CUDA where there is one.",
+)
+metric = click.option(
+    "--metric",
+    type=click.Choice(["balanced-accuracy", "accuracy"]),
+    default="balanced-accuracy",
+    show_default=True,
+    help="What validation chooses by.",
+)
+select = click.option(
+    "--select",
+    type=click.Choice(["guarded", "nll", "metric"]),
+    default="guarded",
+    show_default=True,
+    help="How a knob is chosen: the likelihood's choice where the metric supports it, the likelihood alone, "
+    "or the exact maximum of the metric.",
+)
+seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the cross-fitting folds.")
+groups = click.option(
+    "--groups",
+    type=(float, float),
+    default=(20, 100),
+    show_default=True,
+    help="Train counts: few is below the first, many above the second.",
+)
+verbose = click.option("-v", "--verbose", is_flag=True, help="Add the figures of every class.")
+quiet = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on standard error.")
+
+
+def out(default: str | None, help_text: str) -> Callable[[F], F]:
+    """``-o/--out``, where a command writes."""
+    return click.option("-o", "--out", type=FILE, default=default, show_default=default is not None, help=help_text)
+
+
+def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Apply several options at once, in the order in which help lists them."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate

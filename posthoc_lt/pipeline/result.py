@@ -1,0 +1,188 @@
+"""What `rebalance` returns: the chosen head, why it was chosen, and what to do with it."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from posthoc_lt.errors import PosthocError
+from posthoc_lt.evaluate import difference, group_difference
+from posthoc_lt.export import Exported, apply, export
+from posthoc_lt.features import FeatureSet
+from posthoc_lt.files import SavedHead, save_head
+from posthoc_lt.head import Head
+from posthoc_lt.pipeline.fit import Fitted, Selection
+from posthoc_lt.report import Table, verdict
+from posthoc_lt.report.plot import plot_classes, plot_curve
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A rebalanced head and all that led to it.
+
+    Args:
+        features: what it was fitted, chosen and judged on.
+        fitted: every method, in the table's order.
+        chosen: the one that validation supports.
+        selection: the metric and rule that chose.
+        scores: the cross-fitted validation metric of every method that could have been chosen.
+        skipped: methods that could not be fitted, with the reason.
+        model: the network, where it was given in memory.
+    """
+
+    features: FeatureSet
+    fitted: tuple[Fitted, ...]
+    chosen: Fitted
+    selection: Selection
+    scores: Mapping[str, float]
+    skipped: Mapping[str, str]
+    model: nn.Module | None = None
+
+    @property
+    def head(self) -> Head:
+        """The chosen head."""
+        return self.chosen.head
+
+    @property
+    def method(self) -> str:
+        """The chosen method's name."""
+        return self.chosen.name
+
+    @property
+    def knobs(self) -> dict[str, float]:
+        """The chosen method's knob by name; empty where it has none."""
+        knob, value = self.chosen.method.knob, self.chosen.choice.knob
+        return {} if knob is None or value is None else {knob: value}
+
+    @property
+    def tau(self) -> float | None:
+        """The chosen τ; None where the method has none."""
+        return self.knobs.get("tau")
+
+    @cached_property
+    def comparison(self) -> Table:
+        """Every method against the baseline, paired."""
+        rows = [each.row(chosen=each is self.chosen) for each in self.fitted]
+        return Table.against(rows, self.features.classes)
+
+    @property
+    def table(self) -> pandas.DataFrame:
+        """The comparison as a pandas frame: a row a method."""
+        return self.comparison.frame()
+
+    @property
+    def optimism(self) -> float:
+        """How much the chosen method's validation figure flatters: apparent minus cross-fitted."""
+        val = self.chosen.val
+        assert val is not None  # rebalance does not start without it
+        apparent = val.accuracy if self.selection.metric == "accuracy" else val.balanced_accuracy
+        return apparent - self.scores[self.method]
+
+    @property
+    def reason(self) -> str:
+        """One sentence: why this method, by the cross-fitted validation metric."""
+        metric = self.selection.metric.replace("-", " ")
+        knobs = "".join(f" ({name} = {value:.3g})" for name, value in self.knobs.items())
+        return (
+            f"{self.method}{knobs} has the best cross-fitted validation {metric}, {100 * self.scores[self.method]:.1f}% "
+            f"(untouched head {100 * self.scores['baseline']:.1f}%); choosing its knob on the same samples would flatter "
+            f"by {100 * self.optimism:.1f} points."
+        )
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what was gained, and what it cost the head classes."""
+        split = self.comparison.split
+        before, after = (getattr(each, split) for each in (self.fitted[0], self.chosen))
+        few, many = (group_difference(before, after, group) for group in ("few", "many"))
+        return verdict(before, after, difference(before, after), few, many, split)
+
+    def plot(self, kind: str | None = None, axes: Axes | None = None) -> Axes:
+        """Draw the result on matplotlib axes (extra ``plot``).
+
+        Args:
+            kind: ``tau``, the exact validation metric at every knob value, its plateau and the chosen
+                point; or ``classes``, each class's accuracy before and after against its train count.
+                By default ``tau`` where the chosen method has such a curve, else ``classes``.
+            axes: where to draw; a new figure by default.
+
+        Raises:
+            PosthocError: the kind is unknown, there is no such curve, or matplotlib is missing.
+        """
+        kind = kind or ("classes" if self.chosen.choice.curve is None else "tau")
+        if kind == "tau":
+            return plot_curve(self.chosen.choice, self.selection.metric, self.method, axes)
+        if kind == "classes":
+            split = self.comparison.split
+            return plot_classes(*(getattr(each, split) for each in (self.fitted[0], self.chosen)), split, axes)
+        raise PosthocError(f"a plot of {kind!r}", "tau or classes", "call plot() for the one that fits the method")
+
+    def saved(self) -> SavedHead:
+        """The head with the strings that its file carries."""
+        return saved_head(self.chosen, self.features)
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Write the head file, whole or not at all.
+
+        Raises:
+            PosthocError: the place cannot be written to, or holds another file and not `force`.
+        """
+        save_head(self.saved(), Path(path), force)
+
+    def export(
+        self,
+        checkpoint: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        data: str | os.PathLike[str] | None = None,
+        force: bool = False,
+        add_bias: bool = False,
+    ) -> Exported:
+        """Fold the head into a checkpoint of the same kind, verified on real inputs; see `posthoc_lt.export`."""
+        place = None if data is None else Path(data)
+        return export(
+            Path(checkpoint), self.head, Path(out), features=self.features, data=place, force=force, add_bias=add_bias
+        )
+
+    def apply(self) -> nn.Module:
+        """A copy of the network that was given in memory, with the chosen head.
+
+        Raises:
+            PosthocError: the features did not come from a network in memory.
+        """
+        if self.model is None:
+            raise PosthocError(
+                "features that did not come from a network in memory",
+                "a result of rebalance(model, train_loader, val_loader)",
+                "use result.export('model.pt', 'balanced.pt')",
+            )
+        return apply(self.model, self.features.provenance["head_name"], self.head)
+
+    def __repr__(self) -> str:
+        knobs = "".join(f", {name}={value:.3g}" for name, value in self.knobs.items())
+        return f"Result({self.method}{knobs})\n{self.comparison.text()}\n{self.verdict}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.comparison.html()}<p>{html.escape(self.verdict)}</p>"
+
+
+def saved_head(fitted: Fitted, features: FeatureSet) -> SavedHead:
+    """A fitted head with where it comes from: the method, its knob, and the checkpoint of its features."""
+    knob, value = fitted.method.knob, fitted.choice.knob
+    origin = {key: features.provenance[key] for key in _KEPT if key in features.provenance}
+    knobs = {} if knob is None or value is None else {knob: repr(value)}
+    return SavedHead(fitted.head, {**origin, **knobs, "method": fitted.name, "decided_by": fitted.choice.decided_by})
+
+
+_KEPT = ("checkpoint", "checkpoint_sha256", "head_name", "arch", "transform")

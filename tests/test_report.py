@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from posthoc_lt.errors import PosthocError
+from posthoc_lt.evaluate import Evaluation, difference, evaluate, group_difference
+from posthoc_lt.features import Features
+from posthoc_lt.head import Head
+from posthoc_lt.report import FORMATS, Row, Table, dump, render, verdict
+from posthoc_lt.report.text import LEGEND
+from posthoc_lt.stats import Paired
+
+COUNTS = torch.tensor([500, 200, 50, 10])
+NAMES = ("cat", "dog", "=cmd()", "owl")
+
+
+def seen(predicted: Tensor, labels: Tensor | None = None, counts: Tensor = COUNTS) -> Evaluation:
+    """An evaluation with exactly these predictions: one-hot features under an identity head."""
+    y = torch.arange(4).repeat_interleave(25) if labels is None else labels
+    x = torch.nn.functional.one_hot(predicted, 4).float() * 5
+    return evaluate(Head(torch.eye(4), torch.zeros(4)), Features(x, y), counts)
+
+
+def guess(*right: int) -> Tensor:
+    """25 samples a class, so many of each right, the others taken for the first class (or the second)."""
+    parts = [torch.tensor([c] * n + [int(c == 0)] * (25 - n)) for c, n in enumerate(right)]
+    return torch.cat(parts)
+
+
+BASE, REFIT, BEST = guess(24, 20, 10, 2), guess(24, 20, 10, 3), guess(22, 20, 18, 17)
+
+
+def table() -> Table:
+    rows = [
+        Row("baseline", control=True, test=seen(BASE), val=seen(BASE)),
+        Row("refit", control=True, test=seen(REFIT), val=seen(REFIT)),
+        Row("logit-adjust", "tau", 1.23456, chosen=True, test=seen(BEST), val=seen(BASE)),
+        Row("crt", "l2", 1e-5, test=seen(guess(24, 25, 20, 11)), val=seen(BASE)),
+    ]
+    return Table.against(rows, NAMES)
+
+
+def line_of(text: str, method: str) -> str:
+    return next(line for line in text.splitlines() if method in line)
+
+
+def test_rows_are_compared_with_the_baseline_and_adjusted_by_holm() -> None:
+    made = table()
+    assert made.split == "test"
+    assert made.rows[0].paired is None
+    assert made.rows[0].adjusted_p is None
+    gains = [row.paired for row in made.rows[1:]]
+    assert [gain.delta for gain in gains if gain] == pytest.approx([0.01, 0.21, 0.24])
+    p = [math.erfc(1 / math.sqrt(2)), math.erfc(21 / math.sqrt(25 * 2)), math.erfc(24 / math.sqrt(24 * 2))]
+    assert [gain.p for gain in gains if gain] == pytest.approx(p)
+    assert [row.adjusted_p for row in made.rows[1:]] == pytest.approx([p[0], 2 * p[1], 3 * p[2]])
+    assert [row.clear for row in made.rows] == [False, False, True, True]
+
+
+def test_the_terminal_table_shows_the_figures_and_marks() -> None:
+    text = table().text()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert text.splitlines()[0] == "test: 100 samples, 4 classes; train counts: many > 100, few < 20"
+    assert text.splitlines()[-1] == LEGEND
+    # Balanced: the mean of .96 .8 .4 .08, Var = (.0384 + .16 + .24 + .0736) / 24 / 16.
+    reach = 100 * 1.959964 * math.sqrt((0.0384 + 0.16 + 0.24 + 0.0736) / 24 / 16)
+    assert line_of(text, "(baseline)").split() == [
+        "(baseline)",
+        "88.0",
+        "40.0",
+        "8.0",
+        "56.0",
+        "±",
+        f"{reach:.1f}",
+        "56.0",
+    ]
+    best = line_of(text, "logit-adjust").split()
+    assert best[:6] == [">", "logit-adjust", "tau=1.23", "84.0", "72.0", "68.0"]
+    assert best[-4:] == ["+21.0", "±", "9.8", "*"]  # 1.96 · √25 / 100
+    assert line_of(text, "refit").split()[-3:] == ["+1.0", "±", "2.0"]
+    assert line_of(text, "crt").split()[1] == "l2=1e-05"
+
+
+def test_columns_line_up() -> None:
+    lines = table().text().splitlines()
+    start = lines[1].index("balanced") + len("balanced")
+    assert lines[2][start - 1] == "-"
+    assert all(line[start - 1].isdigit() for line in lines[3:7])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(40, 120))
+def test_the_table_fits_its_terminal(width: int) -> None:
+    text = table().text(width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "vs baseline" in text
+    assert "> logit-adjust" in text
+    header = line_of(text, "method").split()
+    shown = [name in header for name in ("few", "many", "medium", "overall", "knob")]
+    assert shown == sorted(shown, reverse=True)  # they give way from the last to the first
+    assert all(shown) or width < 74
+
+
+def test_the_widest_figures_fit_80_columns() -> None:
+    labels = torch.arange(4).repeat_interleave(2)
+    right, wrong = seen(labels, labels), seen(torch.tensor([0, 1, 1, 0, 0, 0, 0, 0]), labels)
+    rows = [
+        Row("baseline", control=True, test=wrong),
+        Row("logit-adjust", "tau", -0.7049, chosen=True, test=right),
+    ]
+    text = Table.against(rows, NAMES).text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert line_of(text, "logit-adjust").split()[2:5] == ["tau=-0.705", "100.0", "100.0"]
+    assert re.search(r"100\.0 ±[0-9]{2}\.[0-9] +100\.0 +\+75\.0 ±[0-9]{2}\.[0-9]", text)
+
+
+def test_an_absurd_width_still_prints() -> None:
+    assert "> logit-adjust" in table().text(0)
+
+
+def test_colour_adds_nothing_but_escapes() -> None:
+    made = table()
+    assert re.sub("\x1b\\[[0-9]+m", "", made.text(color=True)) == made.text()
+    assert line_of(made.text(color=True), "logit-adjust").startswith("\x1b[1m")
+    assert "\x1b" not in made.text()
+
+
+def test_empty_groups_and_missing_classes_are_told() -> None:
+    labels = torch.tensor([0, 0, 3, 3])
+    row = Row("baseline", control=True, val=seen(torch.tensor([0, 0, 3, 0]), labels))
+    made = Table((row,), ("cat", "dog\x1b[31m", "=cmd()", "owl"))
+    text = made.text()
+    assert "val: 4 samples, 2 classes" in text
+    assert "no sample, not scored: dog\\x1b[31m, =cmd()" in text
+    assert line_of(text, "(baseline)").split()[:4] == ["(baseline)", "100.0", "n/a", "50.0"]
+    assert made.records()[0]["val"]["missing"] == ["dog\x1b[31m", "=cmd()"]  # type: ignore[index]
+
+
+def test_val_is_shown_where_a_row_has_no_test() -> None:
+    made = table()
+    half = Table((made.rows[0], replace(made.rows[1], test=None)), NAMES)
+    assert half.split == "val"
+    assert "val: 100 samples" in half.text()
+
+
+def test_a_table_without_a_common_split_or_baseline_is_refused() -> None:
+    a, b = Row("a", val=seen(BASE)), Row("b", test=seen(BASE))
+    with pytest.raises(PosthocError, match="common split"):
+        Table((a, b), NAMES)
+    with pytest.raises(PosthocError, match="no rows"):
+        Table((), NAMES)
+    with pytest.raises(PosthocError, match="without 'baseline'"):
+        Table.against([a], NAMES)
+    with pytest.raises(PosthocError, match="same split"):
+        Table.against([Row("baseline", val=seen(BASE[:50], torch.arange(2).repeat_interleave(25))), a], NAMES)
+
+
+def test_records_are_json_with_both_splits() -> None:
+    record = json.loads(dump(table().records()[2]))
+    assert list(record) == [
+        "method", "tau", "control", "chosen", "val", "test", "gain", "gain_ci", "p", "p_holm",
+    ]  # fmt: skip
+    assert record["tau"] == 1.23456
+    assert record["test"]["few"] == pytest.approx(0.68)
+    assert record["val"]["few"] == pytest.approx(0.08)
+    low, high = record["gain_ci"]
+    assert (low + high) / 2 == pytest.approx(record["gain"]) == pytest.approx(0.21)
+    first = table().records(verbose=True)[0]
+    assert "tau" not in first
+    assert first["gain"] is first["gain_ci"] is first["p"] is first["p_holm"] is None
+    assert [c["class"] for c in first["test"]["per_class"]] == list(NAMES)  # type: ignore[index]
+
+
+def test_the_frame_and_the_csv_say_the_same() -> None:
+    made = table()
+    frame = made.frame()
+    assert frame["method"].tolist() == ["baseline", "refit", "logit-adjust", "crt"]
+    assert frame["few"].tolist() == pytest.approx([0.08, 0.12, 0.68, 0.44])
+    assert math.isnan(frame["gain"][0])
+    rows = list(csv.DictReader(io.StringIO(made.csv())))
+    assert list(rows[0]) == list(frame.columns)
+    assert rows[0]["gain"] == rows[0]["value"] == ""
+    assert float(rows[2]["value"]) == 1.23456
+    assert float(rows[2]["low"]) == frame["low"][2]
+    assert float(rows[1]["gain_low"]) < 0  # a negative number stays one
+
+
+def test_markdown_and_html_hold_every_row_and_escape() -> None:
+    made = table()
+    text = made.markdown()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 6
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {9}
+    assert r"| \> logit-adjust | tau=1.23 | 84.0 |" in text
+    page = replace(made, rows=(replace(made.rows[0], method="<b>x"), *made.rows[1:]))._repr_html_()
+    assert html.escape("(<b>x)") in page
+    assert "<b>" not in page
+    assert page.count("<tr>") == 5
+
+
+def test_the_verdict_gives_gains_and_costs_with_their_intervals() -> None:
+    base, best = seen(BASE), seen(BEST)
+    told = verdict(
+        base, best, difference(base, best), group_difference(base, best, "few"), group_difference(base, best, "many")
+    )
+    assert told == (
+        "On test, balanced accuracy rises by 21.0 points [+11.2, +30.8], from 56.0% to 77.0%; "
+        "few-shot accuracy rises by 60.0 points [+29.6, +90.4], from 8.0% to 68.0%; "
+        "many-shot accuracy goes from 88.0% to 84.0%, a difference of -4.0 points [-9.5, +1.5] that is not clear of 0."
+    )
+    assert told.count(". ") == 0
+
+
+def test_the_verdict_says_when_it_was_read_on_val_and_when_nothing_moved() -> None:
+    base, other = seen(BASE), seen(REFIT)
+    told = verdict(base, other, difference(base, other), None, group_difference(base, other, "many"), "val")
+    assert told.startswith("On val, which also served to choose and so flatters, balanced accuracy goes from 56.0%")
+    assert "few-shot classes are n/a" in told
+    assert told.endswith("many-shot accuracy stays at 88.0%.")
+    assert "nothing changed" in verdict(base, base, difference(base, base), None, None)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(-0.3, 0.3), min_size=3, max_size=3), st.floats(0.001, 0.2))
+def test_the_verdict_calls_no_difference_real_whose_interval_holds_zero(deltas: list[float], se: float) -> None:
+    gains = [Paired(d, se, d - 1.96 * se, d + 1.96 * se, 0.5) for d in deltas]
+    overall, few, many = gains
+    clauses = verdict(seen(BASE), seen(BEST), overall, few, many).split("; ")
+    for gain, clause in zip(gains, clauses, strict=True):
+        holds = gain.low <= 0 <= gain.high
+        assert ("not clear of 0" in clause) == holds
+        assert ((" rises by " in clause) or (" falls by " in clause)) != holds
+        assert (" rises " in clause) <= (gain.delta > 0)
+
+
+def test_dump_is_strict_json_in_the_order_given() -> None:
+    value = {
+        "z": math.nan,
+        "a": [math.inf, np.float32(0.5), np.int64(3), np.bool_(True)],
+        "t": torch.tensor([[1.0, math.nan]]),
+        "p": Paired(0.0, 0.0, 0.0, 0.0, 1.0),
+        "dtype": torch.float16,
+        "name": "owl\x1b[31m\x7f\u202eé",
+        5: None,
+    }
+    text = dump(value)
+    read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert list(read) == ["z", "a", "t", "p", "dtype", "name", "5"]
+    assert read["z"] is None
+    assert read["a"] == [None, 0.5, 3, True]
+    assert read["t"] == [[1.0, None]]
+    assert read["p"] == {"delta": 0.0, "se": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert read["dtype"] == "torch.float16"
+    assert read["name"] == value["name"]
+    assert all(c == "\n" or " " <= c <= "~" for c in text)
+
+
+ROWS = [
+    {"class": "owl|*", "recall": 0.12345, "n": 3, "val": {"few": None, "ci": [0.1, 0.25]}, "ok": True},
+    {"class": "=1+1", "recall": -0.5, "n": 10},
+]
+
+
+def test_render_flattens_rows_in_every_format() -> None:
+    assert render(ROWS, "table").splitlines() == [
+        "class  recall   n  val.few  val.ci    ok",
+        "-----  ------  --  -------  --------  ---",
+        "owl|*  0.1235   3      n/a  0.1 0.25  yes",
+        "=1+1     -0.5  10      n/a  n/a       n/a",
+    ]
+    assert list(csv.reader(io.StringIO(render(ROWS, "csv")))) == [
+        ["class", "recall", "n", "val.few", "val.ci", "ok"],
+        ["owl|*", "0.12345", "3", "", "0.1 0.25", "True"],
+        ["'=1+1", "-0.5", "10", "", "", ""],
+    ]
+    assert json.loads(render(ROWS, "json")) == {"rows": ROWS}
+    assert render(ROWS, "md").splitlines()[1:3] == [
+        "| --- | ---: | ---: | ---: | --- | --- |",
+        r"| owl\|\* | 0.1235 | 3 | n/a | 0.1 0.25 | yes |",
+    ]
+    with pytest.raises(PosthocError, match="format 'xml'"):
+        render(ROWS, "xml")
+
+
+def test_render_of_no_rows_prints_no_rows() -> None:
+    assert json.loads(render([], "json")) == {"rows": []}
+    for form in FORMATS:
+        assert "n/a" not in render([], form)
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1))
+def test_no_text_reaches_a_spreadsheet_as_a_formula_or_a_terminal_as_control(text: str) -> None:
+    [_, [cell]] = csv.reader(io.StringIO(render([{"a": text}], "csv"), newline=""))
+    assert not cell.lstrip().startswith(("=", "+", "-", "@"))
+    if text.isprintable():
+        assert cell in (text, "'" + text)
+    for form in FORMATS:
+        assert all(c == "\n" or c.isprintable() for c in render([{text: text}], form))

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import binomtest, chi2
+
+from posthoc_lt.errors import PosthocError
+from posthoc_lt.metrics import Tally
+from posthoc_lt.stats import accuracy_interval, balanced_interval, holm, paired
+
+Z = 1.959963984540054  # the 97.5% quantile of the normal law, from a table
+
+
+def of(right: Sequence[int], actual: Sequence[int]) -> Tally:
+    """A tally whose predictions do not matter."""
+    return Tally(torch.tensor(right), torch.tensor(actual), torch.tensor(actual))
+
+
+def slow_interval(right: Sequence[int], actual: Sequence[int]) -> tuple[float, float]:
+    shares = [r / n for r, n in zip(right, actual, strict=True) if n]
+    mean = sum(shares) / len(shares)
+    variance = 0.0
+    for r, n in zip(right, actual, strict=True):
+        if n == 1:
+            variance += mean * (1 - mean)
+        elif n:
+            variance += (r / n) * (1 - r / n) / (n - 1)
+    reach = Z * math.sqrt(variance) / len(shares)
+    return max(0.0, mean - reach), min(1.0, mean + reach)
+
+
+@st.composite
+def counts(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+    """Right and actual samples by class; not all right and not all wrong, which has its own rule."""
+    actual = [*draw(st.lists(st.integers(0, 30), max_size=12)), 5]
+    right = [draw(st.integers(0, n)) for n in actual[:-1]]
+    return [*right, draw(st.integers(1, 4))], actual
+
+
+@settings(deadline=None)
+@given(counts())
+def test_balanced_interval_is_its_formula(sample: tuple[list[int], list[int]]) -> None:
+    assert balanced_interval(of(*sample)) == pytest.approx(slow_interval(*sample), abs=1e-12)
+
+
+@settings(deadline=None)
+@given(counts(), st.data())
+def test_a_masked_interval_is_that_of_its_classes_alone(
+    sample: tuple[list[int], list[int]], data: st.DataObject
+) -> None:
+    right, actual = sample
+    mask = [*(data.draw(st.booleans()) for _ in actual[:-1]), True]
+    inside = [i for i, member in enumerate(mask) if member]
+    alone = slow_interval([right[i] for i in inside], [actual[i] for i in inside])
+    assert balanced_interval(of(right, actual), mask=torch.tensor(mask)) == pytest.approx(alone, abs=1e-12)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 20])
+def test_balanced_interval_covers(samples: int) -> None:
+    rng = np.random.default_rng(samples)
+    recalls = rng.beta(2, 1.5, 60)
+    covered = coverage(rng, recalls, np.full(60, samples))
+    # 1,500 draws: two standard errors are 1.1%. At n = 1 the pooled variance is an upper bound.
+    assert 0.93 <= covered <= (0.99 if samples == 1 else 0.965)
+
+
+def test_balanced_interval_covers_where_the_single_samples_are_the_hard_classes() -> None:
+    rng = np.random.default_rng(7)
+    recalls = np.concatenate([np.full(30, 0.95), np.full(30, 0.25)])
+    assert coverage(rng, recalls, np.repeat([50, 1], 30)) >= 0.94
+
+
+def coverage(rng: np.random.Generator, recalls: NDArray[np.float64], sizes: NDArray[np.int64]) -> float:
+    draws = torch.from_numpy(rng.binomial(sizes, recalls, (1500, len(recalls))))
+    size = torch.from_numpy(sizes)
+    bounds = [balanced_interval(Tally(right, size, size)) for right in draws]
+    return float(np.mean([low <= recalls.mean() <= high for low, high in bounds]))
+
+
+def test_a_perfect_score_is_not_certain() -> None:
+    low, high = balanced_interval(of([10, 10, 10], [10, 10, 10]))
+    peer = binomtest(30, 30).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((peer.low, 1.0))
+    low, high = balanced_interval(of([0, 0], [40, 10]))  # as sure as 4 / (1/40 + 1/10) = 32 samples
+    peer = binomtest(0, 32).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((0.0, peer.high))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 500), st.data())
+def test_accuracy_interval_is_scipys_wilson(total: int, data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, total))
+    split = data.draw(st.integers(0, right))
+    peer = binomtest(right, total).proportion_ci(0.9, method="wilson")
+    found = accuracy_interval(of([split, right - split, 0], [split, total - split, 0]), 0.9)
+    assert found == pytest.approx((peer.low, peer.high), abs=1e-12)
+
+
+def slow_paired(labels: list[int], a: list[bool], b: list[bool], group: set[int]) -> tuple[float, float, float]:
+    inside = [i for i, y in enumerate(labels) if y in group]
+    present = {labels[i] for i in inside}
+    delta = variance = 0.0
+    for i in inside:
+        step = (b[i] - a[i]) / (len(present) * labels.count(labels[i]))
+        delta, variance = delta + step, variance + step * step
+    z = abs(delta) / math.sqrt(variance) if variance else 0.0
+    return delta, math.sqrt(variance), math.erfc(z / math.sqrt(2))
+
+
+outcomes = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=40)
+
+
+@settings(deadline=None)
+@given(outcomes, st.booleans())
+def test_paired_difference_is_its_formula(sample: list[tuple[int, bool, bool]], tail: bool) -> None:
+    labels, a, b = (list(column) for column in zip(*[*sample, (4, True, False)], strict=True))
+    mask = torch.tensor([False, False, False, True, True]) if tail else None
+    found = paired(torch.tensor(labels), torch.tensor(a), torch.tensor(b), 5, mask)
+    delta, se, p = slow_paired(labels, a, b, {3, 4} if tail else set(range(5)))
+    assert (found.delta, found.se, found.p) == pytest.approx((delta, se, p), abs=1e-12)
+    assert found.low == pytest.approx(max(-1.0, delta - Z * se), abs=1e-12)
+    assert found.high == pytest.approx(min(1.0, delta + Z * se), abs=1e-12)
+
+
+@settings(deadline=None)
+@given(outcomes)
+def test_paired_difference_turns_its_sign_with_its_sides_and_not_with_the_order(
+    sample: list[tuple[int, bool, bool]],
+) -> None:
+    labels, a, b = (torch.tensor(column) for column in zip(*sample, strict=True))
+    there, back = paired(labels, a, b, 5), paired(labels, b, a, 5)
+    assert (back.delta, back.low, back.high) == pytest.approx((-there.delta, -there.high, -there.low))
+    assert back.p == pytest.approx(there.p)
+    turned = paired(4 - labels.flip(0), a.flip(0), b.flip(0), 5)
+    assert (turned.delta, turned.se) == pytest.approx((there.delta, there.se))
+
+
+def test_paired_difference_on_equal_classes_is_mcnemars_test() -> None:
+    labels = torch.arange(4).repeat_interleave(25)
+    a, b = torch.zeros(100), torch.zeros(100)
+    b[:19], a[40:48] = 1, 1
+    assert paired(labels, a, b, 4).p == pytest.approx(chi2.sf((19 - 8) ** 2 / (19 + 8), 1))
+
+
+def test_without_a_disagreement_nothing_differs() -> None:
+    labels, right = torch.tensor([0, 1, 1]), torch.tensor([True, False, True])
+    same = paired(labels, right, right, 3)
+    assert (same.delta, same.se, same.low, same.high, same.p) == (0, 0, 0, 0, 1)
+    assert not same.clear
+    # A disagreement outside the group is none of its business.
+    other = paired(labels, right, torch.tensor([False, False, True]), 3, torch.tensor([False, True, True]))
+    assert other.p == 1
+
+
+def test_a_certain_gain_has_a_p_value_above_zero() -> None:
+    labels = torch.zeros(100, dtype=torch.int64)
+    gain = paired(labels, torch.zeros(100), torch.ones(100), 1)
+    assert gain.p == pytest.approx(chi2.sf(100, 1), rel=1e-9)
+    assert 0 < gain.p < 1e-20
+    assert gain.clear
+    assert gain.high == 1
+
+
+def test_the_paired_test_errs_as_often_as_it_says() -> None:
+    """Two classifiers of the same quality that err on different samples, a long-tailed split, 2,000 draws."""
+    rng = np.random.default_rng(3)
+    size = np.array([60, 40, 25, 15, 12, 10, 8, 8, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1])
+    labels = np.repeat(np.arange(20), size)
+    share = rng.uniform(0.2, 0.9, 20)[labels]
+    trials = [outcome(rng, labels, share, share) for _ in range(2000)]
+    assert 0.035 <= np.mean([p < 0.05 for p, _, _ in trials]) <= 0.065
+    better = share + 0.5 * (1 - share)
+    size_of = np.bincount(labels)
+    truth = np.mean([(better - share)[labels == c].mean() for c in range(len(size_of))])
+    trials = [outcome(rng, labels, share, better) for _ in range(500)]
+    assert np.mean([low <= truth <= high for _, low, high in trials]) >= 0.94
+    assert np.mean([p < 0.05 for p, _, _ in trials]) >= 0.8
+
+
+def outcome(
+    rng: np.random.Generator, labels: NDArray[np.int64], a: NDArray[np.float64], b: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    right_a, right_b = (torch.from_numpy(rng.random(share.shape) < share) for share in (a, b))
+    found = paired(torch.from_numpy(labels), right_a, right_b, 20)
+    return found.p, found.low, found.high
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .005 .01 .03 .04 times 4 3 2 1: .02 .03 .06 .04, and the last may not fall below .06.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.7]) == [0.7]
+    assert holm([]) == []
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_what_its_step_down_definition_rejects(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    for level in (0.01, 0.05, 0.3):
+        rejected: set[int] = set()
+        for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+            if (len(p_values) - rank) * p_values[index] > level:
+                break
+            rejected.add(index)
+        assert {i for i, p in enumerate(adjusted) if p <= level} == rejected
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    labels, right = torch.tensor([0, 1]), torch.tensor([True, False])
+    nothing = torch.tensor([False, False, True])
+    with pytest.raises(PosthocError, match="2 labels for 2 and 1 outcomes"):
+        paired(labels, right, right[:1], 3)
+    with pytest.raises(PosthocError, match="without a sample"):
+        paired(labels, right, right, 3, nothing)
+    with pytest.raises(PosthocError, match="without a sample"):
+        balanced_interval(of([1, 1, 0], [2, 2, 0]), mask=nothing)
+    with pytest.raises(PosthocError, match="without a sample"):
+        accuracy_interval(of([0, 0], [0, 0]))
+    with pytest.raises(PosthocError, match="confidence level 95"):
+        balanced_interval(of([1], [2]), 95)
+    for wrong in (math.nan, -0.1, 1.1):
+        with pytest.raises(PosthocError, match="p-value"):
+            holm([0.5, wrong])
