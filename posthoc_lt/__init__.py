@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from posthoc_lt import losses
     from posthoc_lt.errors import PosthocError
-    from posthoc_lt.evaluate import Evaluation, evaluate
+    from posthoc_lt.evaluation import Evaluation, evaluate
     from posthoc_lt.export import export
     from posthoc_lt.extract import extract
     from posthoc_lt.features import Features, FeatureSet
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "FeatureSet": "features",
     "Features": "features",
     "Head": "head",
@@ -31,7 +31,7 @@ _HOMES = {
     "PosthocError": "errors",
     "Result": "pipeline",
     "compare": "pipeline",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "export": "export",
     "extract": "extract",
     "load_features": "files",

@@ -95,9 +95,13 @@ def test_another_file_is_kept_unless_forced(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="boom"), replacing(tmp_path / "out") as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("boom")
+    def fail_midway() -> None:
+        with replacing(tmp_path / "out") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail_midway()
     assert os.listdir(tmp_path) == []
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.evaluate import Evaluation, difference, evaluate, group_difference
+from posthoc_lt.evaluation import Evaluation, difference, evaluate, group_difference
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.report import FORMATS, Row, Table, dump, render, verdict

@@ -8,7 +8,7 @@ import click
 
 import posthoc_lt
 from posthoc_lt.cli import options, output
-from posthoc_lt.evaluate import evaluate as evaluate_head
+from posthoc_lt.evaluation import evaluate as evaluate_head
 from posthoc_lt.files import load_head
 from posthoc_lt.methods import METHODS
 from posthoc_lt.pipeline import as_features

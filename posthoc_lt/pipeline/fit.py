@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from posthoc_lt.errors import PosthocError, show
-from posthoc_lt.evaluate import Evaluation, evaluate
+from posthoc_lt.evaluation import Evaluation, evaluate
 from posthoc_lt.family import Family, Path
 from posthoc_lt.features import Features, FeatureSet
 from posthoc_lt.head import Head

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.evaluate import difference, group_difference
+from posthoc_lt.evaluation import difference, group_difference
 from posthoc_lt.export import Exported, apply, export
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.files import SavedHead, save_head

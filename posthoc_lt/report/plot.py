@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.evaluate import Evaluation
+from posthoc_lt.evaluation import Evaluation
 from posthoc_lt.metrics import recall
 from posthoc_lt.search import Choice
 

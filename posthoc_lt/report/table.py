@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from posthoc_lt.errors import PosthocError, listed, show
-from posthoc_lt.evaluate import Evaluation, difference
+from posthoc_lt.evaluation import Evaluation, difference
 from posthoc_lt.metrics import GROUPS, macro_f1, worst_class
 from posthoc_lt.report.formats import csv_text, html_table, markdown
 from posthoc_lt.report.text import LEGEND, cells, comparison, heading

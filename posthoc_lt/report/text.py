@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from posthoc_lt.errors import listed, show
-from posthoc_lt.evaluate import Evaluation
+from posthoc_lt.evaluation import Evaluation
 from posthoc_lt.metrics import GROUPS
 from posthoc_lt.report.formats import NOTHING, grid
 from posthoc_lt.stats import Paired

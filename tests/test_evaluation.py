@@ -11,7 +11,7 @@ from torch import Tensor
 
 from posthoc_lt import features as features_module
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.evaluate import Evaluation, difference, evaluate, group_difference
+from posthoc_lt.evaluation import Evaluation, difference, evaluate, group_difference
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 
@@ -80,13 +80,23 @@ def test_chunks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_predictions_are_those_of_the_heads_own_dtype() -> None:
-    """Two logits that differ in float64 alone: a float32 head deploys a tie, which the first class wins."""
-    weight = torch.tensor([[1.0], [1.0 + 1e-12]], dtype=torch.float64)
-    features = Features(torch.ones(4, 1, dtype=torch.float64), torch.tensor([0, 0, 1, 1]))
-    counts = torch.tensor([5, 5])
-    exact = Head(weight, torch.zeros(2, dtype=torch.float64))
+    """A feature that differs from 1 in float64 alone: a float32 head deploys a tie, which the first class wins."""
+    weight, bias = torch.tensor([[-1.0], [1.0]], dtype=torch.float64), torch.tensor([1.0, -1.0], dtype=torch.float64)
+    features = Features(torch.full((4, 1), 1 + 1e-12, dtype=torch.float64), torch.tensor([0, 0, 1, 1]))
+    exact, counts = Head(weight, bias), torch.tensor([5, 5])
     assert evaluate(exact, features, counts).predicted.tolist() == [1, 1, 1, 1]
     assert evaluate(exact.to(torch.float32), features, counts).predicted.tolist() == [0, 0, 0, 0]
+
+
+def test_probabilities_of_a_float32_head_are_taken_in_float64() -> None:
+    """Integer logits are exact in float32, so nothing but the softmax can round."""
+    logits = torch.randint(-9, 10, (40, 6), generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(40) % 6
+    found = evaluate(Head(torch.eye(6), torch.zeros(6)), Features(logits.float(), labels), COUNTS)
+    rows = [[math.exp(z) for z in row] for row in logits.tolist()]
+    assert found.confidence.tolist() == pytest.approx([max(row) / sum(row) for row in rows], rel=1e-13)
+    nll = [-math.log(row[y] / sum(row)) for row, y in zip(rows, labels.tolist(), strict=True)]
+    assert found.nll == pytest.approx(sum(nll) / 40, rel=1e-13)
 
 
 def test_the_block_has_its_keys_in_order_and_no_nan() -> None:

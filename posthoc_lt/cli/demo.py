@@ -1,0 +1,92 @@
+"""``demo``: the whole job on an embedded real case, each command shown before it runs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import click
+
+from posthoc_lt import cli
+from posthoc_lt.cli import options
+from posthoc_lt.errors import PosthocError, show
+from posthoc_lt.files import replacing
+
+STEPS = (
+    "posthoc-lt extract --ckpt model.pt",
+    "posthoc-lt tau-search --features feats.safetensors",
+    "posthoc-lt logit-adjust --tau 1.0",
+    "posthoc-lt rebalance --out head.safetensors",
+    "posthoc-lt export --ckpt model.pt --head head.safetensors --out balanced.pt",
+)
+
+_STORY = """\
+A ResNet-20 was trained on long-tailed Fashion-MNIST: 500 images of the most frequent class,
+5 of the rarest. Its checkpoint and images are unpacked in {folder}.
+Every command below can be typed there."""
+
+
+@click.command()
+@click.option(
+    "--into", type=options.FILE, default="posthoc-lt-demo", show_default=True, help="The folder to unpack into."
+)
+@options.force
+def demo(into: Path, force: bool) -> None:
+    """Run the whole job on an embedded real case: long-tailed Fashion-MNIST and a trained ResNet-20."""
+    unpack(into, force)
+    click.echo(_STORY.format(folder=show(into)))
+    with _working_in(into):
+        for step in STEPS:
+            line = step + (" --force" if force and "--out" in step else "")
+            click.secho(f"\n$ {line}", bold=True)
+            cli.cli.main(shlex.split(line)[1:], prog_name="posthoc-lt", standalone_mode=False)
+    click.echo(f"\nThe patched checkpoint is {show(into / 'balanced.pt')}: load it where you loaded model.pt.")
+
+
+def unpack(folder: Path, force: bool = False) -> None:
+    """Write ``model.pt`` and ``data/`` into a folder; files that are already there as they should be stay.
+
+    Raises:
+        PosthocError: the folder cannot be written to, or holds other files of these names.
+    """
+    case = files("posthoc_lt") / "demo"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PosthocError(
+            f"{show(folder)}, which cannot be made a folder ({error.strerror})",
+            "a place that you may write to",
+            "give --into with another place",
+        ) from None
+    _write(folder / "model.pt", (case / "model.pt").read_bytes(), force)
+    with as_file(case / "fashion_lt.zip") as path, zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if not member.is_dir():
+                _write(folder / member.filename, archive.read(member), force)
+
+
+def _write(path: Path, content: bytes, force: bool) -> None:
+    """Write one file unless it is there already: thousands of small files need no sync to disk each."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    if path.exists():
+        with replacing(path, force) as temporary:
+            temporary.write_bytes(content)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
