@@ -1,0 +1,70 @@
+"""Every family's order of classes as straight lines in the knob, one pass over the features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from posthoc_lt.errors import PosthocError
+from posthoc_lt.family import Family, KeptBias, Line, Power
+from posthoc_lt.features import Features
+
+_BLOCKS = 8
+"""How many float64 (rows, C) blocks are alive at once; it divides the rows of a chunk."""
+
+
+def lines(family: Family, features: Features) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Chunks ``(rows, A, B)`` such that the predicted class at t is the argmax of A + t·B.
+
+    A `Line` is its own. In a `Power` of logits z, signs do not depend on t, so that only the logits of
+    the best sign compete: positive ones by ln z − t·u, else zeros by index, else negative ones by
+    −ln|z| + t·u; the others have A = −∞. Logits are computed as deployed, in the head's dtype.
+
+    Args:
+        family: a `Line` or a `Power`.
+        features: N samples.
+
+    Returns:
+        Iterator: A of shape (n, C), B of shape (n, C) or (1, C), float64, on the features' device.
+
+    Raises:
+        PosthocError: the family has no such lines (`KeptBias` has two roots a pair of classes).
+    """
+    if isinstance(family, Line):
+        return _straight(family, features)
+    if isinstance(family, Power):
+        return _logarithmic(family, features)
+    raise _not_lines(family)
+
+
+def _straight(family: Line, features: Features) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    origin, direction = family.origin.to(features.device), family.direction.to(features.device)
+    constant = not direction.weight.any()
+    for rows, x in features.chunks(_BLOCKS * origin.classes, origin.weight.dtype):
+        yield rows, origin(x).double(), direction.bias[None].double() if constant else direction(x).double()
+
+
+def _logarithmic(family: Power, features: Features) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    head, log_scale = family.head.to(features.device), family.log_scale.to(features.device)
+    for rows, x in features.chunks(_BLOCKS * head.classes, head.weight.dtype):
+        logits = head(x).double()
+        best = logits.amax(dim=1, keepdim=True).sign()
+        # A zero logit stays zero at every t: best·(…) leaves exactly that.
+        start = best * torch.where(best == 0, 0.0, logits.abs().log())
+        yield rows, torch.where(logits.sign() == best, start, -torch.inf), -best * log_scale
+
+
+def _not_lines(family: Family) -> PosthocError:
+    if isinstance(family, KeptBias):
+        return PosthocError(
+            "tau-norm with its bias kept, which has no single interval a sample",
+            "a family that the exact search covers",
+            "give --bias drop or --bias scale, or set --tau yourself",
+        )
+    return PosthocError(
+        f"a {type(family).__name__.lower()} of heads, which has no continuous knob",
+        "a method with a knob tau: logit-adjust or tau-norm",
+        "give --method logit-adjust",
+    )
