@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from posthoc_lt import losses
     from posthoc_lt.errors import PosthocError
     from posthoc_lt.evaluation import Evaluation, evaluate
-    from posthoc_lt.export import export
-    from posthoc_lt.extract import extract
+    from posthoc_lt.extraction import extract
     from posthoc_lt.features import Features, FeatureSet
     from posthoc_lt.files import load_features, load_head, save_features, save_head
     from posthoc_lt.head import Head
@@ -32,8 +31,7 @@ _HOMES = {
     "Result": "pipeline",
     "compare": "pipeline",
     "evaluate": "evaluation",
-    "export": "export",
-    "extract": "extract",
+    "extract": "extraction",
     "load_features": "files",
     "load_head": "files",
     "rebalance": "pipeline",
@@ -51,7 +49,6 @@ __all__ = [
     "Result",
     "compare",
     "evaluate",
-    "export",
     "extract",
     "load_features",
     "load_head",

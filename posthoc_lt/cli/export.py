@@ -39,9 +39,9 @@ def export(
     inputs = {"checkpoint": ckpt, "head": head, "features": features}
     if form == "json":
         click.echo(dump({**output.preamble(inputs), "path": str(made.path), "changed": list(made.changed),
-                         "verified_on": made.samples, "max_logit_difference": made.max_difference}))
+                         "verified_on": made.samples, "max_logit_difference": made.difference}))
         return
     click.echo(
         f"Wrote {made.path}: {', '.join(made.changed)} replaced, every other tensor as it was. Reloaded and run on "
-        f"{made.samples} images: logits equal the rebalanced head's to {made.max_difference:.1e}."
+        f"{made.samples} images: logits equal the rebalanced head's to {made.difference:.1e}."
     )

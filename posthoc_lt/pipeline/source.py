@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from posthoc_lt.device import resolve_device
 from posthoc_lt.errors import PosthocError, show
-from posthoc_lt.extract import extract_loaders
+from posthoc_lt.extraction import extract_loaders
 from posthoc_lt.features import Features, FeatureSet
 from posthoc_lt.files import load_features
 from posthoc_lt.head import Head
