@@ -107,9 +107,8 @@ class Preprocessing:
                 return own
             return tuple(given) * (len(own) if len(given) == 1 else 1)
 
-        new = replace(
-            self, mean=widen(mean, self.mean), std=widen(std, self.std), input_size=input_size or self.input_size
-        )
+        size = self.input_size if input_size is None else input_size
+        new = replace(self, mean=widen(mean, self.mean), std=widen(std, self.std), input_size=size)
         if new.channels != self.channels:
             raise PosthocError(
                 f"{new.channels} numbers of mean and std for a network of {self.channels} input channels",

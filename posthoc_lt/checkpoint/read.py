@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +27,9 @@ WRAPPERS = ("module.", "_orig_mod.", "model.")
 NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module")
 """Where training scripts keep the state dict, the most usual first."""
 
-_SAVE = "in the code that trained it: torch.save({'state_dict': model.state_dict()}, 'model.pt'), then give --ckpt model.pt"
+_SAVE = (
+    "in the code that trained it: torch.save({'state_dict': model.state_dict()}, 'model.pt'), then give --ckpt model.pt"
+)
 _BLOCK_BYTES = 1 << 20
 _LARGEST_HEADER = 100_000_000
 
@@ -129,7 +132,8 @@ def _load_torch(path: Path) -> tuple[object, dict[str, str]]:
     zipped = zipfile.is_zipfile(path)
     if zipped:
         _refuse_other_archives(path)
-    with _harmless_globals():
+    with _harmless_globals(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), {}
         except pickle.UnpicklingError as error:
@@ -226,7 +230,9 @@ def _harmless_globals() -> AbstractContextManager[object]:
     scalar = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
     harmless: list[object] = [argparse.Namespace, scalar, np.dtype, *kinds]
-    if torch.__version__ >= (2, 8):  # older ones do not take an object under another name
+    if (
+        torch.torch_version.TorchVersion(torch.__version__) >= "2.8"
+    ):  # older ones do not take an object under another name
         harmless += [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
     context: AbstractContextManager[object] = allow(harmless)
     return context
@@ -260,7 +266,7 @@ def _foreign_globals(path: Path, error: Exception) -> list[str]:
     try:
         if lister is not None:
             return sorted(lister(path))
-    except Exception:  # noqa: S110, BLE001 (an old or a damaged file: the message still names the first)
+    except Exception:
         pass
     return re.findall(r"GLOBAL ([\w.]+)", str(error))
 
@@ -275,6 +281,4 @@ def _damaged(path: Path, kind: str, error: Exception) -> PosthocError:
 
 
 def _not_a_checkpoint(path: Path, what: str) -> PosthocError:
-    return PosthocError(
-        f"{show(path)}, which is no checkpoint ({what})", "a file of torch.save, or safetensors", _SAVE
-    )
+    return PosthocError(f"{show(path)}, which is no checkpoint ({what})", "a file of torch.save, or safetensors", _SAVE)

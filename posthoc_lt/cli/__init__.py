@@ -81,7 +81,7 @@ def _method_name(tree: ast.Module) -> str | None:
     """The value of the class attribute ``name`` in a method's file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "name":
-            return node.value.value if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else None
+            return str(ast.literal_eval(node.value)) if isinstance(node.value, ast.Constant) else None
     return None
 
 

@@ -75,7 +75,7 @@ def rebalance(
         return
     output.print_table(result.comparison, form, verbose)
     if form == "table":
-        click.echo(f"\n{result.reason}\n{result.verdict}")
+        output.say(f"\n{result.reason}\n{result.verdict}")
     for name, reason in result.skipped.items():
         output.note(f"Left out {name}: {reason}", quiet)
     if out is not None:
@@ -145,5 +145,5 @@ def evaluate(
         output.print_json({**output.preamble(inputs), "heads": blocks})
         return
     for split in splits:
-        rows = [Row(method=name, control=name == "baseline", **{split: each[split]}) for name, each in judged.items()]
+        rows = [replace(Row(name, control=name == "baseline"), **{split: each[split]}) for name, each in judged.items()]
         output.print_table(Table.against(rows, cached.classes), form, verbose)

@@ -18,7 +18,7 @@ from posthoc_lt.report import dump
     click.option("--head", type=options.FILE, default="head.safetensors", show_default=True, help="The saved head."),
     options.features,
     options.out("balanced.pt", "The checkpoint to write."),
-    click.option("--data", type=options.FILE, default=None, help="The images to verify on; by default those extracted."),
+    click.option("--data", type=options.FILE, help="The images to verify on; by default the extracted ones."),
     click.option("--add-bias", is_flag=True, help="Add a bias to a layer that has none; its code must expect it."),
     options.force,
     click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True),
@@ -38,10 +38,19 @@ def export(
     )
     inputs = {"checkpoint": ckpt, "head": head, "features": features}
     if form == "json":
-        click.echo(dump({**output.preamble(inputs), "path": str(made.path), "changed": list(made.changed),
-                         "verified_on": made.samples, "max_logit_difference": made.difference}))
+        click.echo(
+            dump(
+                {
+                    **output.preamble(inputs),
+                    "path": str(made.path),
+                    "changed": list(made.changed),
+                    "verified_on": made.samples,
+                    "max_logit_difference": made.difference,
+                }
+            )
+        )
         return
-    click.echo(
+    output.say(
         f"Wrote {made.path}: {', '.join(made.changed)} replaced, every other tensor as it was. Reloaded and run on "
         f"{made.samples} images: logits equal the rebalanced head's to {made.difference:.1e}."
     )

@@ -39,10 +39,9 @@ def method_command(name: str) -> click.Command:
         knob = given.pop(method.knob, None) if method.knob else None
         run(method(**own), knob, **given)
 
-    for option in reversed([*_own_options(method), *_knob_option(method)]):
-        callback = option(callback)
+    made = options.together(*_knob_option(method), *_own_options(method), _shared)(callback)
     text = f"{method_summaries()[name]}\n\nHead: {method.formula}" + (f" ({method.paper})" if method.paper else "")
-    return click.command(name, help=text)(_shared(callback))
+    return click.command(name, help=text)(made)
 
 
 @click.command("tau-search")
@@ -94,7 +93,7 @@ def run(
         output.print_json({**output.preamble({"features": features}), **record, "head": written})
         return
     if form == "table":
-        click.echo(_headline(fitted, metric))
+        output.say(_headline(fitted, metric))
     if fitted.val is not None or fitted.test is not None:
         rows = [baseline.row(), fitted.row(chosen=True)] if fitted.name != "baseline" else [baseline.row()]
         output.print_table(Table.against(rows, cached.classes), form, verbose)

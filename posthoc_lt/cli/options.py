@@ -12,6 +12,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
 
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas; click turns a ValueError into a usage error."""
+    return tuple(float(part) for part in text.split(","))
+
+
 features = click.option(
     "--features", type=FILE, default="feats.safetensors", show_default=True, help="The feature file."
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from posthoc_lt.report import Table, dump, render
 def preamble(inputs: Mapping[str, Path]) -> dict[str, object]:
     """What every JSON object begins with: the command, its version, arguments and input hashes."""
     context = click.get_current_context()
-    arguments = {name: _argument(value) for name, value in context.params.items()}
+    arguments = {"format" if name == "form" else name: _argument(value) for name, value in context.params.items()}
     hashes = {name: {"path": str(path), "sha256": _sha256(path)} for name, path in inputs.items()}
     return {"command": context.info_name, "version": __version__, "arguments": arguments, "inputs": hashes}
 
@@ -73,6 +74,12 @@ def print_table(table: Table, form: str, verbose: bool) -> None:
 def print_json(record: Mapping[str, object]) -> None:
     """One JSON object."""
     click.echo(dump(record))
+
+
+def say(text: str) -> None:
+    """Prose on standard output, its lines wrapped to 80 columns."""
+    for line in text.splitlines():
+        click.echo(textwrap.fill(line, 80, break_long_words=False, break_on_hyphens=False))
 
 
 def note(text: str, quiet: bool = False) -> None:

@@ -77,6 +77,15 @@ def read_container(path: Path, kind: str, version: str, remake: str) -> tuple[di
     return tensors, metadata
 
 
+def container_kind(path: Path) -> str | None:
+    """What a file says in `format`, without reading its tensors; None for a file that is not ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format")
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        return None
+
+
 def checksum(tensor: Tensor) -> str:
     """The sha256 of a tensor's bytes.
 

@@ -126,7 +126,5 @@ def _fit_all(
 
 def _cross_fitted(fitted: Fitted, features: FeatureSet, selection: Selection) -> float:
     assert features.val is not None  # _fit_all has seen to it
-    right = cross_fit(
-        fitted.family, features.val, metric=selection.metric, rule=selection.rule, seed=selection.seed
-    )
+    right = cross_fit(fitted.family, features.val, metric=selection.metric, rule=selection.rule, seed=selection.seed)
     return float(METRICS[selection.metric](features.val.labels)[right].sum())

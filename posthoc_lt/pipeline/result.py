@@ -125,7 +125,8 @@ class Result:
             return plot_curve(self.chosen.choice, self.selection.metric, self.method, axes)
         if kind == "classes":
             split = self.comparison.split
-            return plot_classes(*(getattr(each, split) for each in (self.fitted[0], self.chosen)), split, axes)
+            before, after = (getattr(each, split) for each in (self.fitted[0], self.chosen))
+            return plot_classes(before, after, split, axes)
         raise PosthocError(f"a plot of {kind!r}", "tau or classes", "call plot() for the one that fits the method")
 
     def saved(self) -> SavedHead:

@@ -1,0 +1,63 @@
+"""``inspect``: what a file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from posthoc_lt.checkpoint import identify, read
+from posthoc_lt.cli import options
+from posthoc_lt.errors import PosthocError, show
+from posthoc_lt.files import FEATURES, HEAD, container_kind, load_features, load_head
+from posthoc_lt.report import dump
+
+
+@click.command()
+@click.argument("path", type=options.FILE)
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def inspect(path: Path, form: str) -> None:
+    """Show what a checkpoint, a feature file or a head file holds."""
+    found = _describe(path)
+    if form == "json":
+        click.echo(dump(found))
+        return
+    width = max(map(len, found))
+    for name, value in found.items():
+        click.echo(f"{name:<{width}}  {show(value, 400)}")
+
+
+def _describe(path: Path) -> Mapping[str, Any]:
+    kind = container_kind(path)
+    if kind == FEATURES:
+        return _features(path)
+    return _head(path) if kind == HEAD else _checkpoint(path)
+
+
+def _features(path: Path) -> Mapping[str, Any]:
+    features = load_features(path)
+    splits = {name: repr(split) for name, split in features.splits().items()}
+    return {"format": "feature file", "head": repr(features.head), **splits, **features.provenance}
+
+
+def _head(path: Path) -> Mapping[str, Any]:
+    saved = load_head(path)
+    return {"format": "head file", "head": repr(saved.head), **saved.provenance}
+
+
+def _checkpoint(path: Path) -> Mapping[str, Any]:
+    checkpoint = read(path)
+    found = {
+        "format": f"checkpoint ({checkpoint.format})",
+        "sha256": checkpoint.sha256,
+        "tensors": len(checkpoint.state),
+        "parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
+        "state dict at": "/".join(checkpoint.route) or "the top",
+    }
+    try:
+        architecture = identify(checkpoint)
+    except PosthocError as error:
+        return {**found, "arch": "not found", "why": str(error)}
+    return {**found, "arch": architecture.name, "transform": architecture.preprocessing.to_json()}

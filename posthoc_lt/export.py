@@ -1,0 +1,259 @@
+"""Writing a head back into the checkpoint it came from, proved before the file appears."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_lt.checkpoint import (
+    CPU_TOLERANCE,
+    Checkpoint,
+    Preprocessing,
+    at_route,
+    capture,
+    cast_like,
+    changes,
+    difference,
+    fold,
+    identify,
+    load_network,
+    read,
+    refuse_bias,
+    tolerance,
+    write,
+)
+from posthoc_lt.data import ImageSplit, read_folder
+from posthoc_lt.errors import PosthocError, listed, show
+from posthoc_lt.extraction import spread
+from posthoc_lt.features import Features, FeatureSet
+from posthoc_lt.files import replacing
+from posthoc_lt.head import Head
+
+SAMPLES = 32
+"""How many real inputs a patched checkpoint is proved on."""
+
+_ROUNDING = {"float32": 2.0**-10, "mixed": 2.0**-6}
+"""How far cached features may lie from those computed again on a CPU, relative to the row's largest."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint that was written and proved.
+
+    Args:
+        path: the file.
+        changed: the keys whose tensors are new.
+        samples: how many real inputs ran through the network rebuilt from the file.
+        difference: the largest absolute difference between its logits and the head's on the same features.
+    """
+
+    path: Path
+    changed: tuple[str, ...]
+    samples: int
+    difference: float
+
+
+def export(
+    ckpt: Path | str,
+    head: Head,
+    out: Path | str,
+    *,
+    features: FeatureSet,
+    data: Path | str | None = None,
+    force: bool = False,
+    add_bias: bool = False,
+) -> Exported:
+    """Fold `head` into a copy of the checkpoint, and prove on real inputs that the copy computes it.
+
+    The file is written beside `out`, read back, its network rebuilt and run. Only where every other tensor is
+    byte for byte the original's, the features are the cached ones, the logits are the head's, and so are the
+    predictions, does it get its name; otherwise nothing is left behind.
+
+    Args:
+        ckpt: the checkpoint whose features these are.
+        head: the new values.
+        out: where the patched checkpoint goes; never the checkpoint itself.
+        features: what `extract` gave for this checkpoint.
+        data: the images; None takes the folder that the features name.
+        force: overwrite an existing, different file.
+        add_bias: add a bias to a layer that has none; the code that loads the file must then expect it.
+
+    Raises:
+        PosthocError: the checkpoint is another than the features', the head has no place in it, or the proof fails.
+    """
+    ckpt, out, head = Path(ckpt), Path(out), head.to(torch.device("cpu"))
+    checkpoint = read(ckpt)
+    name = _head_name(checkpoint, features)
+    if out.exists() and out.samefile(ckpt):
+        raise PosthocError(
+            f"--out {show(out)}, which is the checkpoint itself", "another file", "give --out balanced.pt"
+        )
+    architecture = identify(checkpoint, features.provenance.get("arch"))
+    content = fold(checkpoint, name, head, add_bias)
+    proof = _proof_inputs(features, data)
+    with replacing(out, force) as temporary:
+        write(checkpoint, content, temporary)
+        patched = read(temporary)
+        changed = _check_rest(checkpoint, patched, name)
+        if add_bias and not features.head.has_bias:
+            architecture = replace(architecture, factory=_with_bias(architecture.factory, name))
+        network = load_network(patched, architecture)
+        gap = _check_network(network, name, head, _stored(checkpoint, name, head), proof)
+    return Exported(out, changed, len(proof.cached), gap)
+
+
+def apply(model: nn.Module, name: str, head: Head, *, add_bias: bool = False) -> nn.Module:
+    """A copy of a network in memory, its linear layer `name` holding `head`.
+
+    Raises:
+        PosthocError: no such linear layer, another shape, or a bias for a layer without one (unless `add_bias`).
+
+    >>> apply(nn.Sequential(nn.Linear(2, 2)), "0", Head(torch.eye(2), torch.ones(2)))(torch.zeros(1, 2))
+    tensor([[1., 1.]], grad_fn=<AddmmBackward0>)
+    """
+    model = copy.deepcopy(model)
+    layer = dict(model.named_modules()).get(name)
+    if not isinstance(layer, nn.Linear) or layer.weight.shape != head.weight.shape:
+        raise PosthocError(
+            f"{type(model).__name__}, whose layer {show(name)!r} does not take a head of {tuple(head.weight.shape)}",
+            "the network that the features came from",
+            "give that network and the layer name in features.provenance['head_name']",
+        )
+    with torch.no_grad():
+        layer.weight.copy_(cast_like(head.weight, layer.weight, f"{name}.weight"))
+        if layer.bias is not None:
+            layer.bias.copy_(cast_like(head.bias, layer.bias, f"{name}.bias"))
+        elif add_bias:
+            layer.bias = nn.Parameter(cast_like(head.bias, layer.weight.detach(), f"{name}.bias"))
+        else:
+            refuse_bias(head, name)
+    return model
+
+
+@dataclass(frozen=True, eq=False)
+class _Proof:
+    inputs: Tensor
+    cached: Tensor
+    rounding: float
+    where: str
+
+
+def _head_name(checkpoint: Checkpoint, features: FeatureSet) -> str:
+    provenance = features.provenance
+    if "head_name" not in provenance or "checkpoint_sha256" not in provenance:
+        raise PosthocError(
+            "features that were not extracted from a checkpoint file",
+            "features of this checkpoint, which say where its head is",
+            "run: posthoc-lt extract --ckpt with this checkpoint",
+        )
+    if provenance["checkpoint_sha256"] != checkpoint.sha256:
+        raise PosthocError(
+            f"{show(checkpoint.path)} (sha256 {checkpoint.sha256[:12]}…) and features of another checkpoint "
+            f"({show(provenance.get('checkpoint', 'unnamed'))}, sha256 {show(provenance['checkpoint_sha256'], 13)})",
+            "the very file that the features were extracted from",
+            "give that file as --ckpt, or extract this one's features and fit the head again",
+        )
+    return provenance["head_name"]
+
+
+def _proof_inputs(features: FeatureSet, data: Path | str | None) -> _Proof:
+    provenance = features.provenance
+    present = features.splits()
+    split = next((name for name in ("val", "test", "train") if name in present), None)
+    place = data if data is not None else provenance.get("data")
+    if split is None or place is None or "transform" not in provenance:
+        raise PosthocError("features without images to prove on", "those of extract", "extract the features again")
+    limit = int(provenance["limit"]) if provenance.get("limit", "").isdecimal() else None
+    items = read_folder(place).limited(limit).splits.get(split, ())
+    if len(items) != len(present[split]):
+        raise _changed(split, f"{len(items)} images where {len(present[split])} were extracted", place)
+    indices = spread(len(items), SAMPLES)
+    images = ImageSplit(items, Preprocessing.from_json(provenance["transform"]))
+    cached = _rows(present[split], indices)
+    rounding = _ROUNDING.get(provenance.get("precision", ""), _ROUNDING["mixed"])
+    return _Proof(images.stack(indices)[0], cached, rounding, f"{split} of {show(place)}")
+
+
+def _rows(split: Features, indices: list[int]) -> Tensor:
+    return split.x[torch.tensor(indices, device=split.x.device)].cpu().float()
+
+
+def _check_rest(before: Checkpoint, after: Checkpoint, name: str) -> tuple[str, ...]:
+    """Refuse any difference but the head's; the new keys, as the file spells them."""
+    weight = before.key(f"{name}.weight")
+    new = (weight, weight.removesuffix("weight") + "bias")
+    allowed = {"/".join((*before.route, key)) for key in new}
+    if others := [key for key in changes(before, after) if key not in allowed]:
+        raise _unproved(f"whose {listed(others)} would not be the original's")
+    return tuple(key for key in new if key in at_route(after.content, after.route))
+
+
+def _check_network(network: nn.Module, name: str, head: Head, stored: Head, proof: _Proof) -> float:
+    """Refuse a network whose features are not the cached ones or whose logits are not those of `stored`."""
+    with capture(network, name) as run:
+        x, logits = run(proof.inputs)
+    scale = proof.cached.abs().amax(dim=1, keepdim=True).clamp(min=1e-6)
+    if bool(((x - proof.cached).abs() > proof.rounding * scale).any()):
+        raise _changed(proof.where, "features that are not the cached ones", None)
+    expected = stored(x)
+    gap = float((logits - expected).abs().max())
+    if difference(logits, expected) > tolerance(logits.device):
+        raise _unproved(f"whose logits would differ from the head's by {gap:.3g}")
+    _check_predictions(logits, head, stored, proof.cached, proof.rounding * scale)
+    return gap
+
+
+def _check_predictions(logits: Tensor, head: Head, stored: Head, cached: Tensor, error: Tensor) -> None:
+    """Refuse a prediction other than the head's on the cached features, where rounding does not explain it."""
+    head, stored = head.to(torch.float64), stored.to(torch.float64)
+    z = head(cached.double())
+    lost = cached.double().abs() @ (head.weight - stored.weight).abs().T + (head.bias - stored.bias).abs()
+    slack = lost + error.double() * head.weight.abs().sum(dim=1) + CPU_TOLERANCE * z.abs().amax(dim=1, keepdim=True)
+    mine, theirs = z.argmax(dim=1, keepdim=True), logits.argmax(dim=1, keepdim=True)
+    margin = z.gather(1, mine) - z.gather(1, theirs)
+    wrong = int((margin > slack.gather(1, mine) + slack.gather(1, theirs)).sum())
+    if wrong:
+        raise _unproved(f"whose predictions would differ from the head's on {wrong} of {len(z)} images")
+
+
+def _stored(checkpoint: Checkpoint, name: str, head: Head) -> Head:
+    """The head as the checkpoint's dtypes hold it."""
+    key = checkpoint.key(f"{name}.weight")
+    tensors = at_route(checkpoint.content, checkpoint.route)
+    weight = tensors[key]
+    bias = tensors.get(key.removesuffix("weight") + "bias", weight)
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    return Head(head.weight.cpu().to(weight.dtype).float(), head.bias.cpu().to(bias.dtype).float())
+
+
+def _with_bias(factory: Callable[[], nn.Module], name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        network = factory()
+        layer = network.get_submodule(name)
+        layer.bias = nn.Parameter(torch.zeros(layer.get_parameter("weight").shape[0]))
+        return network
+
+    return build
+
+
+def _changed(where: str, what: str, place: Path | str | None) -> PosthocError:
+    inside = "" if place is None else f" in {show(place)}"
+    return PosthocError(
+        f"{where}{inside}, which gives {what}",
+        "the same images as when the features were extracted",
+        "give --data with that folder, or extract the features and fit the head again",
+    )
+
+
+def _unproved(why: str) -> PosthocError:
+    return PosthocError(
+        f"a patched checkpoint {why}, so it was not kept",
+        "a network that computes exactly the new head",
+        "report this with the --arch and the version of torch; the original file is untouched",
+    )
