@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +191,13 @@ def extract_loaders(
     place = resolve_device(device)
     splits = {}
     with _borrowed(model, place):
-        located = find_head(model, _first_inputs(loaders).to(place))
+        batches = {name: _pairs(name, loader) for name, loader in loaders.items()}
+        first = next(iter(batches))
+        inputs, batches[first] = _peek(first, batches[first])
+        located = find_head(model, inputs.to(place))
         with capture(model, located.name) as run:
-            for name, loader in loaders.items():
-                splits[name] = _collect(name, run, _pairs(name, loader), place, mixed=False)
+            for name, pairs in batches.items():
+                splits[name] = _collect(name, run, pairs, place, mixed=False)
     provenance = {"source": "memory", "head_name": located.name, "precision": "float32"}
     return _feature_set(located, splits, _class_names(loaders, located.head.classes), provenance)
 
@@ -242,10 +246,10 @@ def _collect(
         x = _forward(run, inputs.to(device, non_blocking=True), mixed)
         bad += int((~x.isfinite().all(dim=1)).sum())
         kept.append(_halved(x).cpu())
-        labels.append(y)
+        labels.append(y.cpu())
         advance(len(x))
     if not kept:
-        raise PosthocError(f"no samples in {name}", "at least one", "leave that split out")
+        raise _no_samples(name)
     if bad:
         raise PosthocError(
             f"NaN or infinite features in {bad} of {sum(map(len, kept))} {name} rows",
@@ -314,11 +318,16 @@ def _pairs(name: str, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch[0], torch.as_tensor(batch[1])
 
 
-def _first_inputs(loaders: Mapping[str, Iterable[Any]]) -> Tensor:
-    name, loader = next(iter(loaders.items()))
-    for inputs, _ in _pairs(name, loader):
-        return inputs[:_PROOF_BATCH]
-    raise PosthocError(f"no samples in {name}", "at least one", "leave that split out")
+def _peek(name: str, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor]]]:
+    """A few inputs of the first batch, and all batches still, since a loader may be readable only once."""
+    first = next(batches, None)
+    if first is None:
+        raise _no_samples(name)
+    return first[0][:_PROOF_BATCH], chain([first], batches)
+
+
+def _no_samples(name: str) -> PosthocError:
+    return PosthocError(f"no samples in {name}", "at least one", "leave that split out")
 
 
 def _class_names(loaders: Mapping[str, Any], count: int) -> tuple[str, ...]:

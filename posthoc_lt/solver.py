@@ -25,6 +25,8 @@ STEPS = 2000
 MEMORY = 10
 REFRESH = 30
 """Steps after which the preconditioner is made anew, for a start far from the minimum."""
+BLOCK_WIDTH, BLOCK_ELEMENTS = 160, 1 << 24
+"""Up to this many columns, and elements in all, Hessian blocks a class are worth their making."""
 
 Precondition = Callable[[Tensor], Tensor]
 
@@ -261,24 +263,63 @@ class _Logistic:
         return value.item(), gradient
 
     def precondition(self, point: Tensor) -> Precondition:
-        """The inverse of Σ wᵢ (1 − ‖pᵢ‖²)/C · x̃ᵢx̃ᵢᵀ + l2, the same for every class.
+        """The inverse of the Hessian's blocks on its diagonal, one a class, or of a likeness for wide features.
 
-        That is the Hessian's mean block over classes, and the Hessian itself at all-zero logits. Böhning's
-        bound, ½ in place of (1 − ‖pᵢ‖²)/C, holds everywhere but took five times the passes on weak
-        penalties, where most samples are fitted and hardly curve the objective.
+        Böhning's bound, one block ½ Σ wᵢx̃ᵢx̃ᵢᵀ for all, holds everywhere but took some ten times the passes on
+        weak penalties, where most samples are fitted and hardly curve the objective.
         """
-        weight, bias = point[:, :-1], point[:, -1]
-        curvature = point.new_zeros(point.shape[1], point.shape[1])
-        for x, _, w in self.blocks:
-            p = torch.softmax(torch.addmm(bias, x, weight.T), dim=1)
-            h = w * (1 - p.square().sum(dim=1)).clamp(min=1e-6) / len(point)
+        width = point.shape[1]
+        by_class = width <= BLOCK_WIDTH and point.numel() * width <= BLOCK_ELEMENTS
+        solve = self._invert_blocks(point) if by_class else self._invert_likeness(point)
+
+        def apply(gradient: Tensor) -> Tensor:
+            # A constant added to every class changes no probability: keep it out of the search.
+            step = solve(gradient - gradient.mean(dim=0))
+            return step - step.mean(dim=0)
+
+        return apply
+
+    def _invert_blocks(self, point: Tensor) -> Precondition:
+        """Σ wᵢ p_ic(1 − p_ic) x̃ᵢx̃ᵢᵀ + l2 for each class c."""
+        blocks = point.new_zeros(*point.shape, point.shape[1])
+        for x, w, p in self._probabilities(point):
             padded = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-            curvature.addmm_(padded.T, padded * h[:, None])
-        curvature.diagonal()[:-1] += self.l2
-        curvature.diagonal().add_(1e-12 * curvature.diagonal().max())
-        factor = torch.linalg.cholesky(curvature)
-        # A constant added to every class changes no probability: keep it out of the search.
-        return lambda g: torch.cholesky_solve((g - g.mean(dim=0)).T, factor).T.contiguous()
+            curvature = (p * (1 - p)).clamp(min=1e-9) * w[:, None]
+            for block, h in zip(blocks, curvature.T, strict=True):
+                block.addmm_(padded.T, padded * h[:, None])
+        diagonal = blocks.diagonal(dim1=1, dim2=2)
+        diagonal[:, :-1] += self.l2
+        diagonal += 1e-12 * diagonal.max()
+        factors = torch.linalg.cholesky(blocks)
+        return lambda g: torch.cholesky_solve(g[:, :, None], factors)[:, :, 0]
+
+    def _invert_likeness(self, point: Tensor) -> Precondition:
+        """d_c·S + l2 for each class c: one shape S for all, from the mean curvature, of its own size d_c.
+
+        S = Σ hᵢ(xᵢ − n)(xᵢ − n)ᵀ / Σ hᵢ around n = Σ hᵢxᵢ / Σ hᵢ, where the bias comes apart, with
+        hᵢ = wᵢ(1 − ‖pᵢ‖²) and d_c = Σ wᵢ p_ic(1 − p_ic).
+        """
+        dimensions = point.shape[1] - 1
+        shape, centre = point.new_zeros(dimensions, dimensions), point.new_zeros(dimensions)
+        size, total = point.new_zeros(len(point)), point.new_zeros(())
+        for x, w, p in self._probabilities(point):
+            h = w * (1 - p.square().sum(dim=1)).clamp(min=1e-9)
+            shape.addmm_(x.T, x * h[:, None])
+            centre, total, size = centre + h @ x, total + h.sum(), size + w @ (p * (1 - p)).clamp(min=1e-9)
+        centre = centre / total
+        values, vectors = torch.linalg.eigh(shape / total - torch.outer(centre, centre))
+        divisor = size[:, None] * values.clamp(min=0) + self.l2
+
+        def solve(g: Tensor) -> Tensor:
+            weight = ((g[:, :-1] - g[:, -1:] * centre) @ vectors / divisor) @ vectors.T
+            return torch.cat([weight, (g[:, -1] / size - weight @ centre)[:, None]], dim=1)
+
+        return solve
+
+    def _probabilities(self, point: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Blocks of features, sample weights and probabilities."""
+        for x, _, w in self.blocks:
+            yield x, w, torch.softmax(torch.addmm(point[:, -1], x, point[:, :-1].T), dim=1)
 
 
 def _standard(features: Features, class_weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,54 @@
-"""What every test starts from: one thread, so that small solves do not fight over two cores."""
+"""What tests share: one thread, so that small solves do not fight over cores, and the embedded case."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+from torch import nn
+
+from posthoc_lt import FeatureSet, extract, load_features, save_features
+from posthoc_lt.cli.demo import unpack
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="session")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the embedded case unpacked and extracted: model.pt, data/, feats.safetensors.
+
+    Tests read it; a test that writes works in a folder of its own.
+    """
+    folder = tmp_path_factory.mktemp("case")
+    unpack(folder)
+    save_features(extract(folder / "model.pt", folder / "data"), folder / "feats.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def features(case: Path) -> FeatureSet:
+    """The embedded case's features."""
+    return load_features(case / "feats.safetensors")
+
+
+@pytest.fixture(scope="session")
+def original_model() -> Callable[[], nn.Module]:
+    """The researcher's own model code, which knows nothing of this package."""
+    spec = importlib.util.spec_from_file_location("original_resnet", EXAMPLES / "fashion_lt" / "resnet.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def build() -> nn.Module:
+        model = module.resnet20(in_channels=1, num_classes=10)
+        assert isinstance(model, nn.Module)
+        return model.eval()
+
+    return build

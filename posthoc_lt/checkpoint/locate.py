@@ -60,9 +60,10 @@ def find_head(module: nn.Module, batch: Tensor) -> LocatedHead:
             handle.remove()
     for name in reversed(outputs):
         x, output = outputs[name]
-        if x.ndim == 2 and output.shape == logits.shape and torch.equal(output.float(), logits):
+        if x.ndim == 2 and output.shape == logits.shape and _equal(output.float(), logits):
             head = read_head(layers[name])
-            if difference(head.to(torch.float64)(x.double()), logits) <= tolerance(logits.device):
+            sound = logits.isfinite().all(dim=1)  # NaN rows prove nothing; whoever reads features counts them
+            if difference(head.to(torch.float64)(x[sound].double()), logits[sound]) <= tolerance(logits.device):
                 return LocatedHead(name, head.to(torch.device("cpu")))
     raise _not_found(module, layers, logits)
 
@@ -115,6 +116,8 @@ def difference(a: Tensor, b: Tensor) -> float:
     >>> difference(torch.tensor([[1.0, 8.0]]), torch.tensor([[2.0, 8.0]]))
     0.125
     """
+    if not b.numel():
+        return 0.0
     b = b.double()
     return float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30))
 
@@ -154,6 +157,10 @@ def _logits(output: object) -> Tensor:
             "wrap it in a module that returns its logits, and give that as --arch module:factory",
         )
     return output.float()
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -8,6 +8,7 @@ import click
 
 import posthoc_lt
 from posthoc_lt.cli import options, output
+from posthoc_lt.evaluation import Evaluation
 from posthoc_lt.evaluation import evaluate as evaluate_head
 from posthoc_lt.files import load_head
 from posthoc_lt.methods import METHODS
@@ -145,5 +146,10 @@ def evaluate(
         output.print_json({**output.preamble(inputs), "heads": blocks})
         return
     for split in splits:
-        rows = [replace(Row(name, control=name == "baseline"), **{split: each[split]}) for name, each in judged.items()]
+        rows = [_row(name, split, each[split]) for name, each in judged.items()]
         output.print_table(Table.against(rows, cached.classes), form, verbose)
+
+
+def _row(name: str, split: str, judged: Evaluation) -> Row:
+    val, test = (judged if split == wanted else None for wanted in ("val", "test"))
+    return Row(name, control=name == "baseline", val=val, test=test)

@@ -12,7 +12,7 @@ from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.evaluation import evaluate
 from posthoc_lt.extraction import extract_source, is_current, open_source
 from posthoc_lt.features import FeatureSet
-from posthoc_lt.files import load_features, save_features
+from posthoc_lt.files import load_features, require_writable, save_features
 from posthoc_lt.report import render
 
 
@@ -61,6 +61,7 @@ def extract(
             )
         output.note(f"{out} is up to date: the same checkpoint, transform and images.", quiet)
     else:
+        require_writable(out)
         start = time.perf_counter()
         features = extract_source(source, device=device, batch_size=batch_size, workers=workers, progress=not quiet)
         save_features(features, out, force)

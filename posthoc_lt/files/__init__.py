@@ -1,6 +1,6 @@
 """Files of our own: features and heads, in safetensors, written whole or not at all."""
 
-from posthoc_lt.files.atomic import replacing
+from posthoc_lt.files.atomic import replacing, require_writable
 from posthoc_lt.files.container import container_kind
 from posthoc_lt.files.feature_file import FORMAT as FEATURES
 from posthoc_lt.files.feature_file import load_features, save_features
@@ -15,6 +15,7 @@ __all__ = [
     "load_features",
     "load_head",
     "replacing",
+    "require_writable",
     "save_features",
     "save_head",
 ]

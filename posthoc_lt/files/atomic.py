@@ -24,11 +24,7 @@ def replacing(path: Path, force: bool = False) -> Iterator[Path]:
         PosthocError: the folder cannot be written to, or `path` exists with other content.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
-    try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except OSError as error:
-        raise _unwritable(path, error) from None
+    temporary = _reserve(path)
     try:
         yield temporary
         _publish(temporary, path, force)
@@ -38,6 +34,25 @@ def replacing(path: Path, force: bool = False) -> Iterator[Path]:
         raise _unwritable(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Find out before long work, not after it, that its result could not be written.
+
+    Raises:
+        PosthocError: the folder of `path` cannot be written to.
+    """
+    _reserve(Path(path)).unlink()
+
+
+def _reserve(path: Path) -> Path:
+    """A new empty file beside `path`, hidden, under a name of its own."""
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    return temporary
 
 
 def _publish(temporary: Path, path: Path, force: bool) -> None:

@@ -13,7 +13,7 @@ from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import EDGES
 from posthoc_lt.report import Row
-from posthoc_lt.search import Choice, choose
+from posthoc_lt.search import Choice, check_selection, choose
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,18 @@ class Selection:
         rule: ``guarded``, ``nll`` or ``metric``.
         edges: the lowest and the highest train count of the medium group.
         seed: of the folds that methods are ranked over.
+
+    Raises:
+        PosthocError: an unknown metric or rule.
     """
 
     metric: str = "balanced-accuracy"
     rule: str = "guarded"
     edges: tuple[float, float] = EDGES
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_selection(self.metric, self.rule)
 
 
 @dataclass(frozen=True, eq=False)

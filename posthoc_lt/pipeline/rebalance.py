@@ -115,13 +115,22 @@ def _fit_all(
     fitted: list[Fitted] = []
     skipped: dict[str, str] = {}
     for each in wanted:
-        try:
-            fitted.append(fit(each, features, selection=selection))
-        except PosthocError as error:
-            if methods or each == "baseline":
-                raise
-            skipped[str(each)] = str(error)
+        made = _attempt(each, features, selection, strict=bool(methods) or each == "baseline")
+        if isinstance(made, Fitted):
+            fitted.append(made)
+        else:
+            skipped[str(each)] = made
     return fitted, skipped
+
+
+def _attempt(method: str | Method, features: FeatureSet, selection: Selection, strict: bool) -> Fitted | str:
+    """The fitted method, or why these features cannot carry it."""
+    try:
+        return fit(method, features, selection=selection)
+    except PosthocError as error:
+        if strict:
+            raise
+        return str(error)
 
 
 def _cross_fitted(fitted: Fitted, features: FeatureSet, selection: Selection) -> float:

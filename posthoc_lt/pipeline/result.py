@@ -94,10 +94,13 @@ class Result:
         """One sentence: why this method, by the cross-fitted validation metric."""
         metric = self.selection.metric.replace("-", " ")
         knobs = "".join(f" ({name} = {value:.3g})" for name, value in self.knobs.items())
+        own, untouched, flattery = (
+            100 * figure for figure in (self.scores[self.method], self.scores["baseline"], self.optimism)
+        )
         return (
-            f"{self.method}{knobs} has the best cross-fitted validation {metric}, {100 * self.scores[self.method]:.1f}% "
-            f"(untouched head {100 * self.scores['baseline']:.1f}%); choosing its knob on the same samples would flatter "
-            f"by {100 * self.optimism:.1f} points."
+            f"{self.method}{knobs} has the best cross-fitted validation {metric}, {own:.1f}% (untouched head "
+            f"{untouched:.1f}%); judged on the samples that its knob was chosen on, it would look {flattery:.1f} "
+            "points better."
         )
 
     @property

@@ -80,7 +80,8 @@ def choose(
     Raises:
         PosthocError: an unknown metric or rule, no validation samples, or bounds that hold nothing.
     """
-    _check(metric, rule, val, bounds)
+    check_selection(metric, rule)
+    _check(val, bounds)
     if isinstance(family, Point):
         return Choice(None, family.head, "none")
     weights = METRICS[metric](val.labels)
@@ -117,11 +118,19 @@ def _choose_on_path(path: Path, val: Features, weights: Tensor, rule: str) -> Ch
     return Choice(path.knobs[index], path.heads[index], decided_by, best=(value, (top, top)))
 
 
-def _check(metric: str, rule: str, val: Features, bounds: tuple[float, float]) -> None:
+def check_selection(metric: str, rule: str) -> None:
+    """Refuse an unknown metric or rule.
+
+    Raises:
+        PosthocError: it is none of `METRICS` or `RULES`.
+    """
     if metric not in METRICS:
         raise PosthocError(f"metric {metric!r}", f"one of {listed(METRICS)}", "give --metric balanced-accuracy")
     if rule not in RULES:
         raise PosthocError(f"selection rule {rule!r}", f"one of {listed(RULES)}", "give --select guarded")
+
+
+def _check(val: Features, bounds: tuple[float, float]) -> None:
     if not len(val):
         raise PosthocError("no validation sample", "at least one", "extract again with a val/ folder that holds images")
     if not bounds[0] < bounds[1]:

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import posthoc_lt
+from posthoc_lt import METHODS, Features, FeatureSet, PosthocError, Result, load_head
+from posthoc_lt.data import ImageSplit
+from posthoc_lt.export import export
+from posthoc_lt.extraction import open_source
+from posthoc_lt.methods.tau_norm import TauNorm
+from posthoc_lt.pipeline import fit
+
+
+@pytest.fixture(scope="module")
+def result(case: Path) -> Result:
+    return posthoc_lt.rebalance(case / "feats.safetensors")
+
+
+def arrays(split: Features | None) -> tuple[np.ndarray, np.ndarray]:
+    assert split is not None
+    return split.x.numpy(), split.labels.numpy()
+
+
+def test_the_embedded_case_gains_clearly_and_shows_its_controls(result: Result) -> None:
+    """What the issue asks of the product on its own case: a gain clear of 0, few-shot up, refit shown."""
+    rows = {row.method: row for row in result.comparison.rows}
+    assert list(rows) == list(METHODS)
+    chosen = rows[result.method]
+    assert chosen.chosen
+    assert chosen.paired is not None
+    assert chosen.paired.low > 0
+    assert chosen.test is not None
+    before = rows["baseline"].test
+    assert before is not None
+    few_before, few_after = before.group("few"), chosen.test.group("few")
+    assert few_before is not None
+    assert few_after is not None
+    assert few_after > few_before + 0.05
+    assert rows["refit"].control
+
+
+def test_the_table_agrees_with_sklearn(result: Result, features: FeatureSet) -> None:
+    table = result.table
+    assert isinstance(table, pandas.DataFrame)
+    x, y = arrays(features.test)
+    logits = x.astype(np.float32) @ result.head.weight.numpy().T + result.head.bias.numpy()
+    expected = balanced_accuracy_score(y, logits.argmax(axis=1))
+    row = table[table["method"] == result.method].iloc[0]
+    assert row["balanced_accuracy"] == pytest.approx(expected, abs=1e-12)
+
+
+def same(one: Result, two: Result) -> None:
+    assert (one.method, one.knobs) == (two.method, two.knobs)
+    assert torch.equal(one.head.weight, two.head.weight)
+    assert torch.equal(one.head.bias, two.head.bias)
+
+
+def test_path_set_and_arrays_give_the_same_result(result: Result, features: FeatureSet) -> None:
+    names = ["logit-adjust", "tau-norm", "ncm"]
+    from_path = posthoc_lt.rebalance(features, methods=names)
+    head = features.head
+    splits = [arrays(split) for split in (features.train, features.val, features.test)]
+    same(from_path, posthoc_lt.rebalance(head, *splits, methods=names))
+    same(from_path, posthoc_lt.rebalance((head.weight.numpy(), head.bias.numpy()), *splits, methods=names))
+    same(from_path, posthoc_lt.rebalance((head, *splits), methods=names))
+    same(result, posthoc_lt.rebalance(features))
+
+
+def test_class_counts_may_stand_in_for_train(features: FeatureSet) -> None:
+    counted = posthoc_lt.rebalance(features.head, features.counts.numpy(), arrays(features.val))
+    assert set(counted.skipped) == {"crt", "refit", "lws", "ncm"}
+    assert all("train features" in reason for reason in counted.skipped.values())
+    assert {each.name for each in counted.fitted} == {"baseline", "logit-adjust", "tau-norm"}
+    with pytest.raises(PosthocError, match="train features, which ncm is fitted on"):
+        posthoc_lt.rebalance(features.head, features.counts, arrays(features.val), methods=["ncm"])
+
+
+class Inputs:
+    """A loader of a split's images, in batches."""
+
+    def __init__(self, split: ImageSplit) -> None:
+        self.dataset = split
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.dataset.batches(128))
+
+
+def test_a_network_in_memory_gives_the_same_head_and_a_patched_copy(
+    case: Path, result: Result, original_model: Callable[[], nn.Module]
+) -> None:
+    model = original_model()
+    model.load_state_dict(torch.load(case / "model.pt")["state_dict"])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    source = open_source(case / "model.pt", case / "data")
+    loaders = {name: Inputs(source.split(name)) for name in ("train", "val", "test")}
+    found = posthoc_lt.rebalance(model, *loaders.values(), methods=["logit-adjust", "tau-norm"])
+    assert torch.allclose(
+        found.head.weight,
+        posthoc_lt.rebalance(result.features, methods=["logit-adjust", "tau-norm"]).head.weight,
+        rtol=1e-2,
+    )
+    inputs, _ = next(iter(loaders["test"]))
+    patched = found.apply()
+    assert found.features.test is not None
+    expected = found.head(found.features.test.x[: len(inputs)])
+    assert torch.allclose(patched(inputs), expected, atol=2e-2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_torch_loaders_are_taken_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    x, y = torch.randn(60, 4), torch.arange(60) % 3
+    loader = DataLoader(TensorDataset(x, y), batch_size=16)
+    found = posthoc_lt.rebalance(model, loader, loader, methods=["logit-adjust"])
+    assert found.apply()(x).shape == (60, 3)
+    with pytest.raises(PosthocError, match="train and a validation loader"):
+        posthoc_lt.rebalance(model, loader)
+
+
+def test_test_labels_never_reach_the_choice(result: Result, features: FeatureSet) -> None:
+    """Any test labels, or none, leave head, knob and method as they are."""
+    assert features.test is not None
+    shuffled = Features(features.test.x, features.test.labels[torch.randperm(len(features.test))])
+    same(result, posthoc_lt.rebalance(replace(features, test=shuffled)))
+    same(result, posthoc_lt.rebalance(replace(features, test=None)))
+    same(result, posthoc_lt.rebalance(replace(features, test=Features(features.test.x))))
+
+
+def test_without_test_the_verdict_says_that_validation_flatters(features: FeatureSet) -> None:
+    found = posthoc_lt.rebalance(replace(features, test=None), methods=["logit-adjust"])
+    assert "flatters" in found.verdict
+    assert found.comparison.split == "val"
+
+
+def test_the_best_cross_fitted_method_is_chosen(result: Result) -> None:
+    assert "refit" not in result.scores
+    assert result.scores[result.method] == max(result.scores.values())
+    assert result.method in result.reason
+
+
+def test_the_untouched_head_is_kept_where_nothing_beats_it() -> None:
+    """Validation as long-tailed as train, by its own calibrated logits: adjusting can only lose accuracy."""
+    rng = np.random.default_rng(0)
+    counts = np.array([900, 90, 10])
+    means = 2.0 * np.eye(3)
+    y = np.repeat(np.arange(3), counts)
+    x = means[y] + rng.normal(size=(len(y), 3))
+    head = (means, np.log(counts / counts.sum()) - (means**2).sum(axis=1) / 2)
+    found = posthoc_lt.rebalance(head, (x, y), (x, y), metric="accuracy", select="metric", methods=["ncm"])
+    assert found.method == "baseline"
+    assert found.knobs == {}
+    assert found.tau is None
+    assert "nothing changed" in found.verdict
+
+
+def test_compare_shows_what_was_asked_for_beside_the_baseline(features: FeatureSet) -> None:
+    table = posthoc_lt.compare(features, methods=["refit", TauNorm(bias="scale")])
+    assert [row.method for row in table.rows] == ["baseline", "refit", "tau-norm"]
+    assert not any(row.chosen for row in table.rows)
+
+
+def test_a_knob_that_is_given_is_taken(features: FeatureSet) -> None:
+    fitted = fit("logit-adjust", replace(features, val=None), knob=1.0)
+    assert (fitted.choice.knob, fitted.choice.decided_by, fitted.val) == (1.0, "given", None)
+    counts = features.counts.double()
+    expected = features.head.bias.double() - (counts / counts.sum()).log()
+    shift = fitted.head.bias.double() - expected
+    assert torch.allclose(shift, shift.mean().expand_as(shift), atol=1e-5)
+
+
+def test_nothing_is_chosen_on_train_or_test(features: FeatureSet) -> None:
+    for split in (None, Features(torch.zeros(3, 64))):
+        with pytest.raises(PosthocError, match="val/ folder"):
+            posthoc_lt.rebalance(replace(features, val=split))
+    with pytest.raises(PosthocError, match="will not do"):
+        fit("tau-norm", replace(features, val=None))
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda f: posthoc_lt.rebalance(f, methods=["magic"]), "method 'magic'"),
+        (lambda f: posthoc_lt.rebalance(f, metric="f1"), "metric 'f1'"),
+        (lambda f: posthoc_lt.rebalance(f, select="best"), "rule 'best'"),
+        (lambda f: posthoc_lt.rebalance(f, edges=(5, 1)), "group edges"),
+        (lambda f: posthoc_lt.rebalance(f, device="tpu"), "device"),
+        (lambda f: posthoc_lt.rebalance("nowhere.safetensors"), "nowhere.safetensors"),
+        (lambda f: posthoc_lt.rebalance(object()), "type object"),
+        (lambda f: posthoc_lt.rebalance(f.head, f.counts, 7), "val of type int"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(call: Callable[[FeatureSet], object], named: str, features: FeatureSet) -> None:
+    with pytest.raises(PosthocError, match=named):
+        call(features)
+
+
+def test_saving_keeps_the_head_and_where_it_comes_from(result: Result, tmp_path: Path) -> None:
+    result.save(tmp_path / "head.safetensors")
+    saved = load_head(tmp_path / "head.safetensors")
+    assert torch.equal(saved.head.weight, result.head.weight)
+    assert saved.provenance["method"] == result.method
+    assert float(saved.provenance["tau"]) == result.tau
+    assert saved.provenance["checkpoint_sha256"] == result.features.provenance["checkpoint_sha256"]
+
+
+def test_export_from_python(result: Result, case: Path, tmp_path: Path) -> None:
+    made = result.export(case / "model.pt", tmp_path / "balanced.pt", data=case / "data")
+    content = torch.load(tmp_path / "balanced.pt")
+    assert torch.equal(content["state_dict"]["linear.weight"], result.head.weight)
+    assert made.changed == ("linear.weight", "linear.bias")
+    with pytest.raises(PosthocError, match="export"):
+        result.apply()
+
+
+@pytest.mark.parametrize("kind", [None, "tau", "classes"])
+def test_plots_show_the_numbers(result: Result, kind: str | None) -> None:
+    from matplotlib import pyplot
+
+    axes = result.plot(kind)
+    assert axes.get_xlabel()
+    assert axes.get_ylabel()
+    pyplot.close("all")
+    with pytest.raises(PosthocError, match="tau or classes"):
+        result.plot("pie")
+
+
+def test_a_notebook_shows_names_as_text(features: FeatureSet) -> None:
+    names = ("<script>alert(1)</script>", *features.classes[1:])
+    shown = posthoc_lt.rebalance(replace(features, classes=names), methods=["logit-adjust"])._repr_html_()
+    assert "<script>" not in shown
+    assert "<table>" in shown
+
+
+def test_every_head_predicts_the_same_once_the_original_code_loads_it(
+    case: Path, features: FeatureSet, tmp_path: Path, original_model: Callable[[], nn.Module]
+) -> None:
+    """Each method's patched checkpoint, in code that knows nothing of us, against its head in numpy."""
+    images = open_source(case / "model.pt", case / "data").split("test")
+    inputs = torch.cat([batch for batch, _ in images.batches(256)])
+    x, _ = arrays(features.test)
+    for name in METHODS:
+        head = fit(name, features).head
+        out = tmp_path / f"{name}.pt"
+        export(case / "model.pt", head, out, features=features, data=case / "data")
+        model = original_model()
+        model.load_state_dict(torch.load(out)["state_dict"])
+        with torch.inference_mode():
+            patched = model(inputs).double().numpy()
+        expected = x.astype(np.float64) @ head.weight.double().numpy().T + head.bias.double().numpy()
+        top = np.sort(expected, axis=1)
+        clear = top[:, -1] - top[:, -2] > 2e-3 * np.abs(expected).max(axis=1)
+        assert clear.mean() > 0.98
+        assert (patched.argmax(axis=1) == expected.argmax(axis=1))[clear].all(), name
