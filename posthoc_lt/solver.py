@@ -25,7 +25,7 @@ STEPS = 2000
 MEMORY = 10
 REFRESH = 30
 """Steps after which the preconditioner is made anew, for a start far from the minimum."""
-BLOCK_WIDTH, BLOCK_ELEMENTS = 160, 1 << 24
+BLOCK_WIDTH, BLOCK_ELEMENTS = 100, 1 << 24
 """Up to this many columns, and elements in all, Hessian blocks a class are worth their making."""
 
 Precondition = Callable[[Tensor], Tensor]
