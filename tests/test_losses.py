@@ -81,10 +81,9 @@ def test_extreme_logits_keep_value_and_gradient_finite(name: str, size: float) -
     z, y = batch(2, torch.float32)
     z = (size * z.sign()).requires_grad_()
     loss = EVERY[name][0](z, y)
-    loss.backward()
+    (gradient,) = torch.autograd.grad(loss, z)
     assert loss.isfinite()
-    assert z.grad is not None
-    assert z.grad.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 @every_loss
@@ -167,13 +166,14 @@ def test_modules_keep_their_numbers_in_the_state_dict() -> None:
 
 def test_numbers_for_other_classes_are_refused() -> None:
     z, y = batch()
-    for loss in (
+    calls: list[Callable[[], Tensor]] = [
         lambda: losses.cross_entropy(z, y, torch.ones(1)),
         lambda: losses.logit_adjusted(z, y, torch.zeros(3)),
         lambda: losses.class_balanced(z, y, torch.ones(4, 1), "focal"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(PosthocError, match="one number a class"):
-            loss()
+            call()
 
 
 def test_unknown_kinds_and_reductions_are_refused() -> None:
