@@ -40,10 +40,13 @@ def features(x: np.ndarray, y: np.ndarray) -> Features:
 
 
 def scores(family: Line | Power, x: np.ndarray, knob: float) -> np.ndarray:
+    made: np.ndarray
     if isinstance(family, Line):
-        return x @ family.origin.weight.numpy().T + LOG_PRIOR - knob * LOG_PRIOR
-    u = family.log_scale.numpy()
-    return x @ family.head.weight.numpy().T * np.exp(-knob * (u - u.mean()))
+        made = x @ family.origin.weight.numpy().T + LOG_PRIOR - knob * LOG_PRIOR
+    else:
+        u = family.log_scale.numpy()
+        made = x @ family.head.weight.numpy().T * np.exp(-knob * (u - u.mean()))
+    return made
 
 
 def negative_log_posterior(family: Line | Power, x: np.ndarray, y: np.ndarray, knob: float, log_scale: float) -> float:
@@ -86,14 +89,15 @@ def test_guarded_is_the_nearest_point_that_the_metric_supports(kind: type, seed:
     assert likely is not None
     assert guarded.knob is not None
     assert best.knob is not None
-    w = 1.0 / (4 * np.bincount(y)[y])
+    w, optimum = 1.0 / (4 * np.bincount(y)[y]), best.knob
 
     def right(t: float) -> np.ndarray:
-        return scores(family, x, t).argmax(axis=1) == y
+        made: np.ndarray = scores(family, x, t).argmax(axis=1) == y
+        return made
 
     def supported(t: float) -> bool:
-        error = np.sqrt((w**2 * (right(t) != right(best.knob))).sum())
-        return balanced(right(t), y) >= balanced(right(best.knob), y) - error - 1e-9
+        error = np.sqrt((w**2 * (right(t) != right(optimum))).sum())
+        return bool(balanced(right(t), y) >= balanced(right(optimum), y) - error - 1e-9)
 
     assert supported(guarded.knob)
     assert guarded.decided_by == ("likelihood" if supported(likely) else "guard")

@@ -29,7 +29,8 @@ def brute_force(family: Family, x: np.ndarray, y: np.ndarray, weights: np.ndarra
         assert isinstance(family, Power)
         scores = x @ family.head.weight.numpy().T + family.head.bias.numpy()
         scores = scores * np.exp(-knobs * family.log_scale.numpy())
-    return (scores.argmax(axis=2) == y) @ weights
+    values: np.ndarray = (scores.argmax(axis=2) == y) @ weights
+    return values
 
 
 def assert_exact(family: Line | Power, x: np.ndarray, y: np.ndarray) -> None:

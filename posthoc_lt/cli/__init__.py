@@ -67,22 +67,13 @@ class Commands(click.Group):
 
 
 def method_summaries() -> dict[str, str]:
-    """Each method's command and the first line of its file, read without importing it."""
-    found = {}
-    for path in sorted(_METHODS.glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        name = _method_name(tree)
-        if name is not None:
-            found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+    """Each method's command, which is its file's name, and the file's first line, read without importing it."""
+    paths = (path for path in sorted(_METHODS.glob("*.py")) if path.stem not in ("__init__", "method"))
+    return {path.stem.replace("_", "-"): _first_line(path) for path in paths}
 
 
-def _method_name(tree: ast.Module) -> str | None:
-    """The value of the class attribute ``name`` in a method's file."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "name":
-            return str(ast.literal_eval(node.value)) if isinstance(node.value, ast.Constant) else None
-    return None
+def _first_line(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 @click.group(

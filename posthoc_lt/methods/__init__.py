@@ -10,8 +10,8 @@ from posthoc_lt.methods.method import Method
 
 
 def _defined_in(module: ModuleType) -> list[type[Method]]:
-    own = [item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__]
-    return [item for item in own if hasattr(item, "control")]
+    own = (item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__)
+    return [item for item in own if issubclass(item, Method) and item is not Method]
 
 
 def _discover() -> dict[str, type[Method]]:

@@ -8,10 +8,11 @@ from typing import ClassVar
 from posthoc_lt.family import Point
 from posthoc_lt.features import Training
 from posthoc_lt.head import Head
+from posthoc_lt.methods.method import Method
 
 
 @dataclass(frozen=True)
-class Baseline:
+class Baseline(Method):
     """The untouched head, ``W' = W, b' = b``.
 
     >>> import torch
@@ -20,11 +21,7 @@ class Baseline:
     Head(2 classes, 2 dimensions)
     """
 
-    name: ClassVar[str] = "baseline"
-    summary: ClassVar[str] = "The untouched head, to compare every method with."
-    paper: ClassVar[str] = ""
     formula: ClassVar[str] = "W' = W, b' = b"
-    knob: ClassVar[str | None] = None
     control: ClassVar[bool] = True
 
     def fit(self, head: Head, training: Training) -> Point:

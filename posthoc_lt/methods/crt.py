@@ -8,12 +8,13 @@ from typing import ClassVar
 from posthoc_lt.family import Path
 from posthoc_lt.features import Training
 from posthoc_lt.head import Head
+from posthoc_lt.methods.method import Method
 from posthoc_lt.priors import class_weights
 from posthoc_lt.solver import fit_logistic, path, penalties
 
 
 @dataclass(frozen=True)
-class CRT:
+class CRT(Method):
     """Class-balanced multinomial logistic regression on the train features (Kang 2020, arXiv:1910.09217).
 
     ``min Σ wᵢ CE(W'xᵢ + b', yᵢ) + (λ/2)‖W'‖²`` with wᵢ = 1/(C·n_y), λ = l2·σ² and σ² the mean variance of a
@@ -28,12 +29,9 @@ class CRT:
         PosthocError: no train features, a class without samples, or l2 not above 0.
     """
 
-    name: ClassVar[str] = "crt"
-    summary: ClassVar[str] = "Classifier re-training: the head fitted anew, every class weighing the same."
     paper: ClassVar[str] = "1910.09217"
     formula: ClassVar[str] = "W', b' = argmin class-balanced CE + l2 penalty on W'"
     knob: ClassVar[str | None] = "l2"
-    control: ClassVar[bool] = False
 
     l2: float | None = field(
         default=None,

@@ -10,11 +10,12 @@ import torch
 from posthoc_lt.family import Line
 from posthoc_lt.features import Training
 from posthoc_lt.head import Head
+from posthoc_lt.methods.method import Method
 from posthoc_lt.priors import log_prior
 
 
 @dataclass(frozen=True)
-class LogitAdjust:
+class LogitAdjust(Method):
     """Post-hoc logit adjustment (Menon 2021, arXiv:2007.07314), ``b' = b − τ log π``, π_c = n_c/N.
 
     τ = 0 is the untouched head, τ = 1 turns calibrated posteriors under π into those under equal class
@@ -28,12 +29,9 @@ class LogitAdjust:
         PosthocError: a class has no train sample, so that its adjustment would be infinite.
     """
 
-    name: ClassVar[str] = "logit-adjust"
-    summary: ClassVar[str] = "Logit adjustment: subtract tau times the log class frequencies from the logits."
     paper: ClassVar[str] = "2007.07314"
     formula: ClassVar[str] = "W' = W, b' = b - tau log pi"
     knob: ClassVar[str | None] = "tau"
-    control: ClassVar[bool] = False
 
     target: Literal["uniform", "train"] = field(
         default="uniform",

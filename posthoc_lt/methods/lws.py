@@ -11,12 +11,13 @@ from torch import Tensor
 from posthoc_lt.family import Path
 from posthoc_lt.features import Training
 from posthoc_lt.head import Head
+from posthoc_lt.methods.method import Method
 from posthoc_lt.priors import class_weights
 from posthoc_lt.solver import Blocks, Precondition, Solution, cross_entropy, minimise, path, penalties
 
 
 @dataclass(frozen=True)
-class LWS:
+class LWS(Method):
     """Learnable weight scaling (Kang 2020, arXiv:1910.09217), ``w'_c = s_c w_c, b'_c = s_c b_c``.
 
     ``min Σ wᵢ CE(s∘(Wxᵢ + b), yᵢ) + (l2/2)‖s‖²`` over s (C,), with wᵢ = 1/(C·n_y): the bias scaled too and s
@@ -31,12 +32,9 @@ class LWS:
         PosthocError: no train features, a class without samples, or l2 not above 0.
     """
 
-    name: ClassVar[str] = "lws"
-    summary: ClassVar[str] = "Learnable weight scaling: one factor a class, learned with every class weighing the same."
     paper: ClassVar[str] = "1910.09217"
     formula: ClassVar[str] = "w' = s w, b' = s b, s = argmin class-balanced CE + l2 penalty on s"
     knob: ClassVar[str | None] = "l2"
-    control: ClassVar[bool] = False
 
     l2: float | None = field(
         default=None, metadata={"help": "Weight decay of the factors; by default validation chooses from 10 to 1e-5."}

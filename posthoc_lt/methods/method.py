@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import Field
-from typing import Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 from posthoc_lt.family import Family
 from posthoc_lt.features import Training
 from posthoc_lt.head import Head
 
 
-class Method(Protocol):
+@dataclass(frozen=True)
+class Method(ABC):
     """A post-hoc method: a frozen dataclass, its options as fields, that fits a family of heads.
 
     Every field has a default, a help text in its metadata, and one of the types float, int, bool, a
-    `Literal` of strings, or ``float | None``: the command line is made from them.
-    The file's docstring opens with `summary`.
+    `Literal` of strings, or ``float | None``: the command line is made from them. The first line of
+    its file says in a sentence what it does.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
     name: ClassVar[str]
-    """In kebab-case, as on the command line; the file has the same name in snake_case."""
-    summary: ClassVar[str]
-    """One line for help."""
-    paper: ClassVar[str]
+    """In kebab-case, as on the command line; by default that of its file."""
+    paper: ClassVar[str] = ""
     """Its arXiv id, or nothing."""
-    formula: ClassVar[str]
+    formula: ClassVar[str] = ""
     """The new head, in short."""
-    knob: ClassVar[str | None]
-    """What the family's one parameter is called: ``tau``, ``l2`` or None."""
-    control: ClassVar[bool]
+    knob: ClassVar[str | None] = None
+    """What the family's one parameter is called, such as ``tau`` or ``l2``; None where it has none."""
+    control: ClassVar[bool] = False
     """Whether it is there to compare with, rather than to rebalance."""
 
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    @abstractmethod
     def fit(self, head: Head, training: Training) -> Family:
         """The family of heads that validation then chooses from.
 

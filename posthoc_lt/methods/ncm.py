@@ -13,10 +13,11 @@ from posthoc_lt.errors import PosthocError, listed
 from posthoc_lt.family import Point
 from posthoc_lt.features import Features, Training
 from posthoc_lt.head import Head
+from posthoc_lt.methods.method import Method
 
 
 @dataclass(frozen=True)
-class NCM:
+class NCM(Method):
     """Nearest class mean (Kang 2020, arXiv:1910.09217) as an affine head, with μ_c the mean feature of class c.
 
     Euclidean: ``w' = 2μ, b' = −‖μ‖²``, which is −‖x − μ‖² up to a term common to all classes.
@@ -34,12 +35,8 @@ class NCM:
             without direction.
     """
 
-    name: ClassVar[str] = "ncm"
-    summary: ClassVar[str] = "Nearest class mean: classify by the closest mean of train features."
     paper: ClassVar[str] = "1910.09217"
     formula: ClassVar[str] = "w' = 2 mu, b' = -|mu|^2 (euclidean); w' = mu / |mu|, b' = 0 (cosine)"
-    knob: ClassVar[str | None] = None
-    control: ClassVar[bool] = False
 
     distance: Literal["euclidean", "cosine"] = field(
         default="euclidean", metadata={"help": "What near means; cosine keeps the argmax, not the values."}

@@ -8,12 +8,13 @@ from typing import ClassVar
 from posthoc_lt.family import Path
 from posthoc_lt.features import Training
 from posthoc_lt.head import Head
+from posthoc_lt.methods.method import Method
 from posthoc_lt.priors import class_weights
 from posthoc_lt.solver import fit_logistic, path, penalties
 
 
 @dataclass(frozen=True)
-class Refit:
+class Refit(Method):
     """Multinomial logistic regression on the train features, every sample alike.
 
     ``min (1/N) Σ CE(W'xᵢ + b', yᵢ) + (λ/2)‖W'‖²``, λ = l2·σ², σ² the mean variance of a feature; the bias is
@@ -27,9 +28,6 @@ class Refit:
         PosthocError: no train features, a class without samples, or l2 not above 0.
     """
 
-    name: ClassVar[str] = "refit"
-    summary: ClassVar[str] = "The head fitted anew without rebalancing: the control for crt."
-    paper: ClassVar[str] = ""
     formula: ClassVar[str] = "W', b' = argmin mean CE + l2 penalty on W'"
     knob: ClassVar[str | None] = "l2"
     control: ClassVar[bool] = True

@@ -12,10 +12,11 @@ from posthoc_lt.errors import PosthocError, listed
 from posthoc_lt.family import KeptBias, Power
 from posthoc_lt.features import Training
 from posthoc_lt.head import Head
+from posthoc_lt.methods.method import Method
 
 
 @dataclass(frozen=True)
-class TauNorm:
+class TauNorm(Method):
     """τ-normalisation (Kang 2020, arXiv:1910.09217), ``w'_c = w_c/‖w_c‖^τ``.
 
     τ = 0 leaves the weights alone (but drops the bias by default, so it is not the untouched head), τ = 1 gives
@@ -28,12 +29,9 @@ class TauNorm:
         PosthocError: a class has weights of norm 0.
     """
 
-    name: ClassVar[str] = "tau-norm"
-    summary: ClassVar[str] = "tau-normalisation: divide each class's weights by their norm to the power tau."
     paper: ClassVar[str] = "1910.09217"
     formula: ClassVar[str] = "w' = w / |w|^tau, b' = 0 (drop), b (keep) or b / |w|^tau (scale)"
     knob: ClassVar[str | None] = "tau"
-    control: ClassVar[bool] = False
 
     bias: Literal["drop", "keep", "scale"] = field(
         default="drop",
