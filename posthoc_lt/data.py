@@ -42,6 +42,11 @@ class ImageData:
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[Item, ...]]
 
+    def counts(self, split: str) -> Tensor:
+        """Images a class in one split, (C,) int64."""
+        labels = torch.tensor([label for _, label in self.splits[split]], dtype=torch.int64)
+        return torch.bincount(labels, minlength=len(self.classes))
+
     def limited(self, limit: int | None) -> ImageData:
         """At most `limit` images a split, every class in its proportion and, where `limit` allows, present.
 

@@ -54,6 +54,8 @@ class Source:
         preprocessing: the architecture's, with what the user changed.
         data: the images, limited where asked.
         provenance: strings for the feature file, all known before the network runs.
+        train_counts: (C,) train images a class where `limit` leaves some out, since groups and priors are
+            those of what the network was trained on.
     """
 
     checkpoint: Checkpoint
@@ -61,6 +63,7 @@ class Source:
     preprocessing: Preprocessing
     data: ImageData
     provenance: Mapping[str, str]
+    train_counts: Tensor | None = None
 
     def split(self, name: str) -> ImageSplit:
         """The images of one split, as the network takes them."""
@@ -85,7 +88,8 @@ def open_source(
     checkpoint = read(ckpt)
     architecture = identify(checkpoint, arch)
     preprocessing = architecture.preprocessing.changed(mean, std, input_size)
-    images = read_folder(data).limited(limit)
+    every = read_folder(data)
+    images = every.limited(limit)
     provenance = {
         "source": "images",
         "checkpoint": printable(ckpt),
@@ -96,7 +100,8 @@ def open_source(
         "data_fingerprint": fingerprint(images),
         **({} if limit is None else {"limit": str(limit)}),
     }
-    return Source(checkpoint, architecture, preprocessing, images, provenance)
+    counts = None if limit is None or "train" not in every.splits else every.counts("train")
+    return Source(checkpoint, architecture, preprocessing, images, provenance, counts)
 
 
 def is_current(features: FeatureSet, source: Source) -> bool:
@@ -166,7 +171,7 @@ def extract_source(
                 batches = images.batches(batch_size, workers)
                 splits[name] = _collect(name, run, batches, place, mixed=place.type == "cuda", advance=bar.update)
     provenance = {**source.provenance, "head_name": located.name, "precision": _precision(place)}
-    return _feature_set(located, splits, source.data.classes, provenance)
+    return _feature_set(located, splits, source.data.classes, provenance, source.train_counts)
 
 
 def extract_loaders(
@@ -279,14 +284,18 @@ def _halved(x: Tensor) -> Tensor:
 
 
 def _feature_set(
-    located: LocatedHead, splits: Mapping[str, Features], classes: Sequence[str], provenance: Mapping[str, str]
+    located: LocatedHead,
+    splits: Mapping[str, Features],
+    classes: Sequence[str],
+    provenance: Mapping[str, str],
+    train_counts: Tensor | None = None,
 ) -> FeatureSet:
     wide = [name for name, split in splits.items() if split.x.dtype == torch.float32]
     if wide:
         logger.warning("features of %s do not fit float16: all are kept in float32", ", ".join(wide))
         splits = {name: Features(split.x.float(), split.y) for name, split in splits.items()}
     train, val, test = (splits.get(name) for name in SPLITS)
-    return FeatureSet(located.head, train, val, test, tuple(classes), provenance)
+    return FeatureSet(located.head, train, val, test, tuple(classes), provenance, train_counts)
 
 
 @contextmanager

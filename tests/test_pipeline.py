@@ -262,3 +262,17 @@ def test_every_head_predicts_the_same_once_the_original_code_loads_it(
         clear = top[:, -1] - top[:, -2] > 2e-3 * np.abs(expected).max(axis=1)
         assert clear.mean() > 0.98
         assert (patched.argmax(axis=1) == expected.argmax(axis=1))[clear].all(), name
+
+
+def test_a_limit_leaves_the_train_counts_whole(case: Path) -> None:
+    """Priors and groups are those of what the network was trained on, however few images are tried."""
+    few = posthoc_lt.extract(case / "model.pt", case / "data", limit=30)
+    assert few.train is not None
+    assert len(few.train) == 30
+    assert few.counts.tolist() == [500, 299, 179, 107, 64, 38, 23, 13, 8, 5]
+
+
+def test_a_solved_head_comes_with_its_certificate(result: Result) -> None:
+    found = {each.name: each.certificate for each in result.fitted}
+    assert {name for name, certificate in found.items() if certificate is not None} == {"crt", "lws", "refit"}
+    assert all(certificate.converged for certificate in found.values() if certificate is not None)

@@ -56,6 +56,8 @@ def rebalance(
     result = posthoc_lt.rebalance(
         features, methods=methods or None, metric=metric, select=select, edges=groups, seed=seed, device=device
     )
+    for each in result.fitted:
+        output.warn_unsolved(each, quiet)
     if out is not None:
         result.save(out, force)
     if form == "json":

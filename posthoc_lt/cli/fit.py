@@ -86,6 +86,7 @@ def run(
     selection = Selection(metric, select, groups)
     baseline = fit("baseline", cached, selection=selection)
     fitted = fit(method, cached, knob=knob, selection=selection)
+    output.warn_unsolved(fitted, quiet)
     written = output.write_head(fitted, cached, out, force)
     if form == "json":
         context = {"metric": metric, "select": select}

@@ -46,7 +46,20 @@ def fitted_record(
         found["best"] = {"value": choice.best[0], "plateau": list(choice.best[1])}
     if choice.plateau is not None:
         found["plateau"] = list(choice.plateau)
+    if fitted.certificate is not None:
+        found["certificate"] = fitted.certificate
     return {**found, "baseline": blocks(baseline), **blocks(fitted)}
+
+
+def warn_unsolved(each: Fitted, quiet: bool) -> None:
+    """Say where a fit stopped short of its minimum: its figures are those of the head as it is."""
+    found = each.certificate
+    if found is not None and not found.converged:
+        note(
+            f"{each.name} stopped after {found.iterations} steps at relative gradient {found.gradient_norm:.1e}, "
+            "short of its minimum; another --l2 may fit better.",
+            quiet,
+        )
 
 
 def write_head(fitted: Fitted, features: FeatureSet, path: Path | None, force: bool) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.evaluation import Evaluation, evaluate
-from posthoc_lt.family import Family, Path
+from posthoc_lt.family import Certificate, Family, Path
 from posthoc_lt.features import Features, FeatureSet
 from posthoc_lt.head import Head
 from posthoc_lt.methods import METHODS
@@ -58,6 +58,13 @@ class Fitted:
     def head(self) -> Head:
         """The chosen head."""
         return self.choice.head
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """How well the chosen head was solved for; None where nothing had to be solved."""
+        if not isinstance(self.family, Path) or self.choice.knob is None or not self.family.certificates:
+            return None
+        return self.family.certificates[self.family.knobs.index(self.choice.knob)]
 
     def row(self, chosen: bool = False) -> Row:
         """This method's line of the comparison table."""
