@@ -31,9 +31,9 @@ class Intervals:
 def winning_intervals(family: Family, features: Features) -> Intervals:
     """One pass over the features gives, for each sample, where its own class wins.
 
-    Class y beats class j iff α + t·β > 0 with α = A_y − A_j and β = B_y − B_j of the family's `lines`.
-    So low = max over β > 0 of −α/β, high = min over β < 0 of −α/β. Where β = 0 the order never
-    changes, and a tie goes to the lower index, as argmax has it.
+    Class y beats class j iff (A_y − A_j) + t·(B_y − B_j) > 0, A and B the family's `lines`. So the root
+    (A_j − A_y)/(B_y − B_j) bounds t from below where B_y > B_j and from above where B_y < B_j. Where
+    B_y = B_j the order never changes, and a tie goes to the lower index, as argmax has it.
 
     Raises:
         PosthocError: the family has no such intervals.
@@ -42,21 +42,24 @@ def winning_intervals(family: Family, features: Features) -> Intervals:
     high = torch.empty_like(low)
     for rows, start, slope in lines(family, features):
         labels = features.labels[rows].to(start.device)[:, None]
-        bounds = _intersect(labels, _margins(start, labels), _margins(slope.expand_as(start), labels))
-        low[rows], high[rows] = (bound.cpu() for bound in bounds)
+        low[rows], high[rows] = (bound.cpu() for bound in _intersect(labels, start, slope.expand_as(start)))
     return Intervals(low, high)
 
 
-def _margins(scores: Tensor, labels: Tensor) -> Tensor:
-    return scores.gather(1, labels) - scores
+_TIE = 1e-300
+"""What an exact tie counts as: infinitely more than 0 where slopes are equal, and nothing elsewhere."""
 
 
-def _intersect(labels: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    root = -alpha / beta
-    low = torch.where(beta > 0, root, -torch.inf).amax(dim=1)
-    high = torch.where(beta < 0, root, torch.inf).amin(dim=1)
-    rival = torch.arange(alpha.shape[1], device=alpha.device)
-    always = (alpha > 0) | ((alpha == 0) & (labels <= rival))  # a tie goes to the lower index
-    # The own class may be out of the running (α = −∞ against the rivals, NaN against others that are).
-    lost = ((beta == 0) & (rival != labels) & ~always).any(dim=1) | (alpha == -torch.inf).any(dim=1)
-    return torch.where(lost, torch.inf, low), torch.where(lost, -torch.inf, high)
+def _intersect(labels: Tensor, start: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    rival = torch.arange(start.shape[1], device=start.device)
+    behind = start - start.gather(1, labels)
+    behind += torch.where(rival < labels, behind.new_tensor(_TIE), -_TIE)
+    gap = slope.gather(1, labels) - slope + 0.0  # + 0.0 makes of −0 a 0
+    # With a gap of 0 the root is ±∞: a lower bound of +∞ is a sample that is never right.
+    root = behind / gap
+    low = torch.where(gap >= 0, root, -torch.inf).amax(dim=1)
+    high = torch.where(gap < 0, root, torch.inf).amin(dim=1)
+    # A class out of the running, A_y = −∞, makes −∞ − (−∞) = NaN against another such class.
+    return low.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), high.nan_to_num(
+        nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf
+    )
