@@ -297,3 +297,21 @@ def test_every_command_has_help_with_all_its_options_described(capsys: pytest.Ca
                 assert option.help, (name, option.name)
         assert run([name, "--help"]) == 0
     capsys.readouterr()
+
+
+def test_a_constraint_is_kept_on_validation(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    free = json_of("tau-search --select metric", capsys)
+    held = json_of("tau-search --select metric --subject-to many>=0.895", capsys)
+    assert free["val"]["many"] < 0.895 <= held["val"]["many"]
+    assert held["best"]["value"] <= free["best"]["value"]
+    status, message = refusal_of(["tau-search", "--subject-to", "many>=0.99"], capsys)
+    assert (status, "nearest misses by" in message) == (1, True)
+    status, message = refusal_of(["tau-search", "--subject-to", "most>=0.9"], capsys)
+    assert (status, "FIGURE>=NUMBER" in message) == (1, True)
+
+
+@pytest.mark.parametrize("metric", ["macro-f1", "g-mean", "harmonic-mean", "few"])
+def test_any_figure_can_be_chosen_by(metric: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of(f"rebalance --methods logit-adjust --methods crt --metric {metric}", capsys)
+    assert found["metric"] == metric
+    assert found["cross_fitted"][found["method"]] == max(found["cross_fitted"].values())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
+from sklearn.metrics import f1_score
 
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import Family, Line, Path, Point, Power
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
-from posthoc_lt.search import choose, cross_fit, stratified_folds
+from posthoc_lt.search import Constraint, Goal, choose, cross_fit, stratified_folds
+from posthoc_lt.search.choose import BOUNDS, _judge
 
 COUNTS = np.array([200, 60, 20, 5])
 LOG_PRIOR = np.log(COUNTS / COUNTS.sum())
@@ -63,7 +67,7 @@ def negative_log_posterior(family: Line | Power, x: np.ndarray, y: np.ndarray, k
 def test_nll_is_the_posterior_mode(kind: type, seed: int) -> None:
     x, y, head = problem(seed)
     family = kind(head)
-    knob = choose(family, features(x, y), rule="nll").knob
+    knob = choose(family, features(x, y), Goal(rule="nll")).knob
     assert knob is not None
 
     def profile(t: float) -> float:
@@ -83,9 +87,9 @@ def balanced(right: np.ndarray, y: np.ndarray) -> float:
 def test_guarded_is_the_nearest_point_that_the_metric_supports(kind: type, seed: int) -> None:
     x, y, head = problem(seed, per_class=3)
     family = kind(head)
-    likely = choose(family, features(x, y), rule="nll").knob
-    guarded = choose(family, features(x, y), rule="guarded")
-    best = choose(family, features(x, y), rule="metric")
+    likely = choose(family, features(x, y), Goal(rule="nll")).knob
+    guarded = choose(family, features(x, y), Goal(rule="guarded"))
+    best = choose(family, features(x, y), Goal(rule="metric"))
     assert likely is not None
     assert guarded.knob is not None
     assert best.knob is not None
@@ -114,7 +118,7 @@ def test_metric_takes_the_middle_of_the_widest_best_plateau() -> None:
         Head(torch.zeros(2, 2, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)),
     )
     val = Features(torch.tensor([[3.0, 0.0], [1.0, 0.0]], dtype=torch.float64), torch.tensor([0, 1]))
-    choice = choose(family, val, rule="metric")
+    choice = choose(family, val, Goal(rule="metric"))
     assert choice.best == (1.0, (1.0, 3.0))
     assert choice.knob == pytest.approx(2.0)
     assert choice.plateau == (1.0, 3.0)
@@ -128,8 +132,8 @@ def test_accuracy_and_balanced_accuracy_choose_apart() -> None:
     )
     x = torch.tensor([[1.0, 0.0]] * 5 + [[9.0, 0.0]] * 4 + [[2.0, 0.0]], dtype=torch.float64)
     val = Features(x, torch.tensor([0] * 9 + [1]))
-    plain = choose(family, val, rule="metric", metric="accuracy").knob
-    fair = choose(family, val, rule="metric").knob
+    plain = choose(family, val, Goal("accuracy", "metric")).knob
+    fair = choose(family, val, Goal(rule="metric")).knob
     assert plain is not None
     assert fair is not None
     assert plain < 1.0
@@ -141,10 +145,10 @@ def test_a_path_is_chosen_by_likelihood_inside_the_guard() -> None:
     sharp, wrong = Head(head.weight * 3, head.bias * 0), Head(-head.weight, head.bias)
     path = Path((1.0, 0.1, 0.01), (wrong, Head(head.weight, head.bias * 0), sharp))
     for rule in ("guarded", "nll", "metric"):
-        choice = choose(path, features(x, y), rule=rule)
+        choice = choose(path, features(x, y), Goal(rule=rule))
         assert choice.knob in (0.1, 0.01)
     # Two heads of equal argmax: `metric` takes the first, more regularised one.
-    assert choose(path, features(x, y), rule="metric").knob == 0.1
+    assert choose(path, features(x, y), Goal(rule="metric")).knob == 0.1
 
 
 def test_a_point_leaves_nothing_to_choose() -> None:
@@ -172,25 +176,24 @@ def test_cross_fit_judges_each_fold_by_a_choice_made_without_it(kind: type) -> N
     expected = np.zeros(len(y), dtype=bool)
     for index in range(5):
         held = (fold == index).numpy()
-        chosen = choose(family, features(x[~held], y[~held]), rule="metric").head
+        chosen = choose(family, features(x[~held], y[~held]), Goal(rule="metric")).head
         logits = x[held] @ chosen.weight.numpy().T + chosen.bias.numpy()
         expected[held] = logits.argmax(axis=1) == y[held]
-    found = cross_fit(family, val, metric="balanced-accuracy", rule="metric")
+    found = (cross_fit(family, val, Goal(rule="metric")) == val.labels).numpy()
     assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("make", "named"),
     [
-        ({"metric": "f1"}, "metric 'f1'"),
-        ({"rule": "best"}, "selection rule 'best'"),
-        ({"bounds": (2.0, 1.0)}, "from 2 to 1"),
+        (lambda: Goal(metric="f2"), "metric 'f2'"),
+        (lambda: Goal(rule="best"), "selection rule 'best'"),
+        (lambda: choose(adjustable(problem(0)[2]), features(*problem(0)[:2]), bounds=(2.0, 1.0)), "from 2 to 1"),
     ],
 )
-def test_unknown_choices_are_refused(options: dict[str, object], named: str) -> None:
-    x, y, head = problem(0)
+def test_unknown_choices_are_refused(make: Callable[[], object], named: str) -> None:
     with pytest.raises(PosthocError, match=named):
-        choose(adjustable(head), features(x, y), **options)  # type: ignore[arg-type]
+        make()
 
 
 def test_an_empty_validation_split_is_refused() -> None:
@@ -198,3 +201,98 @@ def test_an_empty_validation_split_is_refused() -> None:
     empty = Features(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(PosthocError, match="no validation sample"):
         choose(adjustable(head), empty)
+
+
+def macro_f1(predicted: np.ndarray, y: np.ndarray) -> float:
+    return float(f1_score(y, predicted, average="macro", zero_division=0))
+
+
+@pytest.mark.parametrize("kind", [adjustable, normable])
+def test_macro_f1_is_chosen_at_its_maximum(kind: type) -> None:
+    for seed in range(4):
+        x, y, head = problem(seed)
+        family = kind(head)
+        choice = choose(family, features(x, y), Goal("macro-f1", "metric"))
+        assert choice.knob is not None
+        assert choice.best is not None
+        reached = macro_f1(scores(family, x, choice.knob).argmax(axis=1), y)
+        grid = max(macro_f1(scores(family, x, t).argmax(axis=1), y) for t in np.linspace(0, 4, 401))
+        assert reached == pytest.approx(choice.best[0], abs=1e-9)
+        assert reached >= grid - 1e-9
+
+
+@pytest.mark.parametrize("rule", ["guarded", "nll", "metric"])
+@pytest.mark.parametrize("kind", [adjustable, normable])
+def test_constraints_are_kept_whatever_the_rule(kind: type, rule: str) -> None:
+    groups = {"many": torch.tensor([True, False, False, False])}
+    for seed in range(6):
+        x, y, head = problem(seed)
+        family, floor = kind(head), 0.83
+        free = choose(family, features(x, y), Goal(rule=rule))
+        goal = Goal("balanced-accuracy", rule, (Constraint("many", floor),), groups)
+        grid = [scores(family, x, t).argmax(axis=1) == y for t in np.linspace(0.003, 3.997, 401)]
+        if max(right[y == 0].mean() for right in grid) < floor:
+            with pytest.raises(PosthocError, match=r"subject-to many>=0\.83"):
+                choose(family, features(x, y), goal)
+            continue
+        held = choose(family, features(x, y), goal)
+        assert held.knob is not None
+        assert free.knob is not None
+        right = scores(family, x, held.knob).argmax(axis=1) == y
+        assert right[y == 0].mean() >= floor
+        if rule == "metric":
+            best = max(balanced(right, y) for right in grid if right[y == 0].mean() >= floor)
+            assert balanced(right, y) >= best - 1e-9
+
+
+def test_a_constraint_binds_points_and_paths_too() -> None:
+    x, y, head = problem(1, per_class=10)
+    wrong = Head(-head.weight, head.bias)
+    groups = {"many": torch.tensor([True, False, False, False])}
+    goal = Goal(subject_to=(Constraint("many", 0.5),), groups=groups)
+    with pytest.raises(PosthocError, match="no head of this method"):
+        choose(Point(wrong), features(x, y), goal)
+    assert choose(Path((1.0, 0.1), (wrong, head)), features(x, y), goal).knob == 0.1
+    with pytest.raises(PosthocError, match="lower floor"):
+        choose(Path((1.0,), (wrong,)), features(x, y), goal)
+
+
+def test_the_two_ways_to_a_balanced_accuracy_agree() -> None:
+    """The interval path and the walk give the same curve and the same standard errors."""
+    for seed in range(5):
+        x, y, head = problem(seed)
+        val, family = features(x, y), adjustable(head)
+        fast, slow = _judge(family, val, Goal(), BOUNDS), _judge(family, val, Goal(subject_to=(FREE,)), BOUNDS)
+        for knob in np.linspace(0.013, 3.987, 23):
+            assert fast.curve.at(knob) == pytest.approx(slow.curve.at(knob), abs=1e-12)
+            one, two = fast.error(knob), slow.error(knob)
+            for other in np.linspace(0.017, 3.983, 11):
+                first, second = one[fast.curve.cell(other)], two[slow.curve.cell(other)]
+                assert float(first) ** 2 == pytest.approx(float(second) ** 2, abs=1e-15)
+
+
+FREE = Constraint("accuracy", 0.0)
+
+
+def test_the_standard_error_of_macro_f1_is_its_linearisation() -> None:
+    """Each sample's influence by finite differences of F1 in its counts, in plain numpy."""
+    x, y, head = problem(3, per_class=8)
+    family, knob, other = adjustable(head), 0.51, 1.73
+    spread_there = _judge(family, features(x, y), Goal("macro-f1"), BOUNDS)
+    here, there = (scores(family, x, t).argmax(axis=1) for t in (knob, other))
+
+    def f1(right: np.ndarray, predicted: np.ndarray) -> float:
+        return float(np.mean(2 * right / (np.bincount(y) + predicted)))
+
+    right = np.array([((here == c) & (y == c)).sum() for c in range(4)], dtype=float)
+    predicted, step = np.bincount(here, minlength=4).astype(float), 1e-6
+    unit = np.eye(4) * step
+    by_right = np.array([(f1(right + u, predicted) - f1(right - u, predicted)) / (2 * step) for u in unit])
+    by_predicted = np.array([(f1(right, predicted + u) - f1(right, predicted - u)) / (2 * step) for u in unit])
+    moved = [
+        by_predicted[b] - by_predicted[a] + by_right[t] * (float(b == t) - float(a == t))
+        for a, b, t in zip(here, there, y, strict=True)
+    ]
+    found = spread_there.error(knob)[spread_there.curve.cell(other)]
+    assert float(found) == pytest.approx(np.sqrt(np.square(moved).sum()), abs=1e-7)
+    assert float(found) > 0

@@ -29,6 +29,7 @@ _methods = click.option(
     _methods,
     options.metric,
     options.select,
+    options.subject_to,
     options.groups,
     options.seed,
     options.device,
@@ -43,6 +44,7 @@ def rebalance(
     methods: tuple[str, ...],
     metric: str,
     select: str,
+    subject_to: tuple[str, ...],
     groups: tuple[float, float],
     seed: int,
     device: str,
@@ -54,7 +56,14 @@ def rebalance(
 ) -> None:
     """Fit every method and take the one that validation supports; test only judges."""
     result = posthoc_lt.rebalance(
-        features, methods=methods or None, metric=metric, select=select, edges=groups, seed=seed, device=device
+        features,
+        methods=methods or None,
+        metric=metric,
+        select=select,
+        subject_to=subject_to,
+        edges=groups,
+        seed=seed,
+        device=device,
     )
     for each in result.fitted:
         output.warn_unsolved(each, quiet)
@@ -91,6 +100,7 @@ def rebalance(
     _methods,
     options.metric,
     options.select,
+    options.subject_to,
     options.groups,
     options.device,
     options.form,
@@ -101,6 +111,7 @@ def compare(
     methods: tuple[str, ...],
     metric: str,
     select: str,
+    subject_to: tuple[str, ...],
     groups: tuple[float, float],
     device: str,
     form: str,
@@ -108,7 +119,13 @@ def compare(
 ) -> None:
     """Fit every method, choose each one's knob on validation, and set them side by side."""
     table = posthoc_lt.compare(
-        features, methods=methods or None, metric=metric, select=select, edges=groups, device=device
+        features,
+        methods=methods or None,
+        metric=metric,
+        select=select,
+        subject_to=subject_to,
+        edges=groups,
+        device=device,
     )
     if form == "json":
         output.print_json({**output.preamble({"features": features}), "table": table.records(verbose)})

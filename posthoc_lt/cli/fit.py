@@ -20,6 +20,7 @@ _shared = options.together(
     options.features,
     options.metric,
     options.select,
+    options.subject_to,
     options.groups,
     options.device,
     options.out(None, "Write the fitted head to this file."),
@@ -73,6 +74,7 @@ def run(
     features: Path,
     metric: str,
     select: str,
+    subject_to: tuple[str, ...],
     groups: tuple[float, float],
     device: str,
     out: Path | None,
@@ -83,7 +85,7 @@ def run(
 ) -> None:
     """Fit one method on a feature file, print it beside the baseline, and save its head if asked."""
     cached = as_features(features, device=device)
-    selection = Selection(metric, select, groups)
+    selection = Selection(metric, select, subject_to, groups)
     baseline = fit("baseline", cached, selection=selection)
     fitted = fit(method, cached, knob=knob, selection=selection)
     output.warn_unsolved(fitted, quiet)

@@ -40,7 +40,9 @@ device = click.option(
 )
 metric = click.option(
     "--metric",
-    type=click.Choice(["balanced-accuracy", "accuracy"]),
+    type=click.Choice(
+        ["balanced-accuracy", "accuracy", "macro-f1", "g-mean", "harmonic-mean", "many", "medium", "few"]
+    ),
     default="balanced-accuracy",
     show_default=True,
     help="What validation chooses by.",
@@ -52,6 +54,12 @@ select = click.option(
     show_default=True,
     help="How a knob is chosen: the likelihood's choice where the metric supports it, the likelihood alone, "
     "or the exact maximum of the metric.",
+)
+subject_to = click.option(
+    "--subject-to",
+    multiple=True,
+    metavar="FIGURE>=X",
+    help="A floor on validation, such as 'many>=0.60'; may be given again.",
 )
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the cross-fitting folds.")
 groups = click.option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.evaluation import Evaluation, evaluate
@@ -11,9 +11,9 @@ from posthoc_lt.features import Features, FeatureSet
 from posthoc_lt.head import Head
 from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.method import Method
-from posthoc_lt.metrics import EDGES
+from posthoc_lt.metrics import EDGES, group_classes
 from posthoc_lt.report import Row
-from posthoc_lt.search import Choice, check_selection, choose
+from posthoc_lt.search import Choice, Constraint, Goal, choose
 
 
 @dataclass(frozen=True)
@@ -21,22 +21,33 @@ class Selection:
     """How knobs and methods are chosen, and the edges of the groups reported.
 
     Args:
-        metric: ``balanced-accuracy`` or ``accuracy``.
+        metric: one of `posthoc_lt.search.FIGURES`.
         rule: ``guarded``, ``nll`` or ``metric``.
+        subject_to: floors of figures on validation, such as ``many>=0.60``.
         edges: the lowest and the highest train count of the medium group.
         seed: of the folds that methods are ranked over.
 
     Raises:
-        PosthocError: an unknown metric or rule.
+        PosthocError: an unknown metric or rule, or a constraint of another form.
     """
 
     metric: str = "balanced-accuracy"
     rule: str = "guarded"
+    subject_to: tuple[str, ...] = ()
     edges: tuple[float, float] = EDGES
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_selection(self.metric, self.rule)
+        self._goal(control=True)
+        tuple(map(Constraint.parse, self.subject_to))
+
+    def goal(self, features: FeatureSet, control: bool) -> Goal:
+        """What a method's knob is chosen for; a control is held to no constraint."""
+        return replace(self._goal(control), groups=group_classes(features.counts, self.edges))
+
+    def _goal(self, control: bool) -> Goal:
+        constraints = () if control else tuple(map(Constraint.parse, self.subject_to))
+        return Goal(self.metric, self.rule, constraints)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +119,7 @@ def fit(
     """
     method, selection = make(method), selection or Selection()
     family = method.fit(features.head, features.training)
-    choice = _choice(method, family, features.val, knob, selection)
+    choice = _choice(method, family, features, knob, selection)
     return Fitted(
         method,
         family,
@@ -118,12 +129,13 @@ def fit(
     )
 
 
-def _choice(method: Method, family: Family, val: Features | None, knob: float | None, selection: Selection) -> Choice:
+def _choice(method: Method, family: Family, features: FeatureSet, knob: float | None, selection: Selection) -> Choice:
+    val = features.val
     if isinstance(family, Path) and len(family.heads) == 1:
         knob = family.knobs[0]
     if knob is not None:
         return Choice(knob, family.at(knob), "given")
-    if method.knob is None:
+    if method.knob is None and (method.control or not selection.subject_to):
         return Choice(None, family.at(None), "none")
     if val is None or val.y is None:
         raise PosthocError(
@@ -132,7 +144,7 @@ def _choice(method: Method, family: Family, val: Features | None, knob: float | 
             "and test samples, which must judge the choice, will not do)",
             f"extract again with a val/ folder, or set --{method.knob} yourself",
         )
-    return choose(family, val, metric=selection.metric, rule=selection.rule)
+    return choose(family, val, selection.goal(features, method.control))
 
 
 def _judge(head: Head, split: Features | None, features: FeatureSet, selection: Selection) -> Evaluation | None:

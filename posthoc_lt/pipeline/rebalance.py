@@ -17,7 +17,7 @@ from posthoc_lt.pipeline.fit import Fitted, Selection, fit
 from posthoc_lt.pipeline.result import Result
 from posthoc_lt.pipeline.source import Source, as_features
 from posthoc_lt.report import Table
-from posthoc_lt.search import METRICS, cross_fit
+from posthoc_lt.search import cross_fit, value
 
 
 def compare(
@@ -29,6 +29,7 @@ def compare(
     methods: Sequence[str | Method] | None = None,
     metric: str = "balanced-accuracy",
     select: str = "guarded",
+    subject_to: Sequence[str] = (),
     edges: tuple[float, float] = EDGES,
     device: str | torch.device = "auto",
 ) -> Table:
@@ -37,7 +38,7 @@ def compare(
     Arguments are those of `rebalance`.
     """
     features = as_features(source, train, val, test, device=device)
-    fitted, _ = _fit_all(features, methods, Selection(metric, select, edges))
+    fitted, _ = _fit_all(features, methods, Selection(metric, select, tuple(subject_to), edges))
     return Table.against([each.row() for each in fitted], features.classes)
 
 
@@ -50,6 +51,7 @@ def rebalance(
     methods: Sequence[str | Method] | None = None,
     metric: str = "balanced-accuracy",
     select: str = "guarded",
+    subject_to: Sequence[str] = (),
     edges: tuple[float, float] = EDGES,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -67,8 +69,10 @@ def rebalance(
         val: the validation split.
         test: the test split, which only judges.
         methods: names, or methods with options; all of `posthoc_lt.METHODS` by default.
-        metric: ``balanced-accuracy`` or ``accuracy``, what is chosen by.
+        metric: what is chosen by: ``balanced-accuracy``, ``accuracy``, ``macro-f1``, ``g-mean``,
+            ``harmonic-mean``, ``many``, ``medium`` or ``few``.
         select: ``guarded``, ``nll`` or ``metric``, how a knob is chosen.
+        subject_to: floors on validation, such as ``many>=0.60``; methods that cannot meet them are left out.
         edges: the lowest and the highest train count of the medium group.
         seed: of the folds that methods are ranked over.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -77,7 +81,7 @@ def rebalance(
         PosthocError: the parts do not fit, or there is nothing to choose on.
     """
     features = as_features(source, train, val, test, device=device)
-    selection = Selection(metric, select, edges, seed)
+    selection = Selection(metric, select, tuple(subject_to), edges, seed)
     fitted, skipped = _fit_all(features, methods, selection)
     scores = {each.name: _cross_fitted(each, features, selection) for each in fitted if _eligible(each)}
     chosen = max((each for each in fitted if _eligible(each)), key=lambda each: scores[each.name])
@@ -135,5 +139,6 @@ def _attempt(method: str | Method, features: FeatureSet, selection: Selection, s
 
 def _cross_fitted(fitted: Fitted, features: FeatureSet, selection: Selection) -> float:
     assert features.val is not None  # _fit_all has seen to it
-    right = cross_fit(fitted.family, features.val, metric=selection.metric, rule=selection.rule, seed=selection.seed)
-    return float(METRICS[selection.metric](features.val.labels)[right].sum())
+    goal = selection.goal(features, fitted.method.control)
+    predicted = cross_fit(fitted.family, features.val, goal, seed=selection.seed)
+    return value(goal.figure, features.val.labels, predicted, features.head.classes, goal.groups)

@@ -21,6 +21,7 @@ from posthoc_lt.head import Head
 from posthoc_lt.pipeline.fit import Fitted, Selection
 from posthoc_lt.report import Table, verdict
 from posthoc_lt.report.plot import plot_classes, plot_curve
+from posthoc_lt.search import value
 
 if TYPE_CHECKING:
     import pandas
@@ -84,10 +85,9 @@ class Result:
     @property
     def optimism(self) -> float:
         """How much the chosen method's validation figure flatters: apparent minus cross-fitted."""
-        val = self.chosen.val
+        val, goal = self.chosen.val, self.selection.goal(self.features, control=True)
         assert val is not None  # rebalance does not start without it
-        apparent = val.accuracy if self.selection.metric == "accuracy" else val.balanced_accuracy
-        return apparent - self.scores[self.method]
+        return value(goal.figure, val.labels, val.predicted, val.classes, goal.groups) - self.scores[self.method]
 
     @property
     def reason(self) -> str:

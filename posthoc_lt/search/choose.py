@@ -1,4 +1,4 @@
-"""The rule that turns a validation curve into one knob value."""
+"""The rule that turns exact validation curves into one knob value."""
 
 from __future__ import annotations
 
@@ -8,30 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posthoc_lt.errors import PosthocError, listed
-from posthoc_lt.family import Family, Path, Point
+from posthoc_lt.errors import PosthocError
+from posthoc_lt.family import Family, KeptBias, Line, Path, Point, Power
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.search.curve import TIE, Curve, step_curve
-from posthoc_lt.search.intervals import Intervals, winning_intervals
+from posthoc_lt.search.envelope import walk
+from posthoc_lt.search.figures import FIGURES, value
+from posthoc_lt.search.goal import Goal
+from posthoc_lt.search.intervals import winning_intervals
 from posthoc_lt.search.likelihood import fit_knob
-from posthoc_lt.search.path import pick, profile_path
+from posthoc_lt.search.path import Profile, pick, predict, profile_path
+from posthoc_lt.search.trace import spread, trace
 
 BOUNDS = (0.0, 4.0)
-RULES = ("guarded", "nll", "metric")
-
-
-def _balanced(labels: Tensor) -> Tensor:
-    counts = torch.bincount(labels)
-    return 1.0 / (counts[labels].double() * (counts > 0).sum())
-
-
-def _uniform(labels: Tensor) -> Tensor:
-    return torch.full((len(labels),), 1.0 / len(labels), dtype=torch.float64)
-
-
-METRICS: dict[str, Callable[[Tensor], Tensor]] = {"balanced-accuracy": _balanced, "accuracy": _uniform}
-"""From labels (N,) to the weights wᵢ (N,) that make the metric Σ wᵢ·[i right], Σ wᵢ = 1."""
+_SUMS_OF_SAMPLES = ("balanced-accuracy", "accuracy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +33,9 @@ class Choice:
         knob: the chosen value, None where there was nothing to choose.
         head: the head at it.
         decided_by: ``none`` (nothing to choose), ``given``, ``metric``, ``likelihood``, or ``guard``
-            where the likelihood's choice lay outside what the metric supports.
+            where the likelihood's choice lay outside what the metric, or a constraint, supports.
         plateau: the stretch of the knob around it on which the validation metric does not change.
-        best: the exact maximum of the validation metric, and the plateau on which it is reached.
+        best: the maximum of the validation metric (under the constraints), and where it is reached.
         curve: the exact validation metric at every knob value.
     """
 
@@ -56,78 +47,127 @@ class Choice:
     curve: Curve | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _Judgement:
+    """The metric in every cell, its standard error against any one cell, and by how much the constraints are met."""
+
+    curve: Curve
+    error: Callable[[float], Tensor]
+    slack: Tensor
+
+
 def choose(
     family: Family,
     val: Features,
+    goal: Goal | None = None,
     *,
-    metric: str = "balanced-accuracy",
-    rule: str = "guarded",
     bounds: tuple[float, float] = BOUNDS,
+    strict: bool = True,
 ) -> Choice:
     """Choose the knob of a family on validation features.
 
     Rules: ``metric`` takes the middle of the widest plateau on which F, the exact validation metric,
     is largest. ``nll`` takes the likelihood's knob (`likelihood.fit_knob`). ``guarded`` takes the knob
-    nearest to the likelihood's inside {t : F(t) ≥ F* − SE(t)}, SE² = Σ wᵢ²(1[right at t] − 1[right at t*])².
+    nearest to the likelihood's inside {t : F(t) ≥ F* − SE(t)}, SE² = Σ wᵢ²(1[right at t] − 1[right at t*])²
+    (linearised for metrics that are no sums over samples). All stay within the constraints.
 
     Args:
         family: what a method was fitted to.
         val: labelled features that the network was not trained on.
-        metric: ``balanced-accuracy`` or ``accuracy``.
-        rule: ``guarded``, ``nll`` or ``metric``.
+        goal: the metric, the rule and the constraints.
         bounds: the range that a continuous knob is searched in.
+        strict: whether constraints that no knob meets are an error; else the least violation is taken.
 
     Raises:
-        PosthocError: an unknown metric or rule, no validation samples, or bounds that hold nothing.
+        PosthocError: no validation samples, bounds that hold nothing, or constraints that nothing meets.
     """
-    check_selection(metric, rule)
+    goal = goal or Goal()
     _check(val, bounds)
     if isinstance(family, Point):
-        return Choice(None, family.head, "none")
-    weights = METRICS[metric](val.labels)
+        return _choose_point(family, val, goal, strict)
     if isinstance(family, Path):
-        return _choose_on_path(family, val, weights, rule)
-    intervals = winning_intervals(family, val)
-    curve = step_curve(intervals, weights, bounds)
-    best, (low, high) = curve.maximum()
-    everywhere = torch.ones(len(curve.values), dtype=torch.bool)
-    optimum = curve.nearest((low + high) / 2, curve.values >= best - TIE)
-    if rule == "metric":
+        return _choose_on_path(family, val, goal, strict)
+    judged = _judge(family, val, goal, bounds)
+    curve, inside = judged.curve, _inside(judged.slack, goal, strict)
+    best, (low, high) = curve.maximum(inside)
+    optimum = curve.nearest((low + high) / 2, inside & (curve.values >= best - TIE))
+    if goal.rule == "metric":
         knob, decided_by = optimum, "metric"
     else:
-        likely = min(max(fit_knob(family, val, weights).knob, bounds[0]), bounds[1])
-        knob, decided_by = curve.nearest(likely, everywhere), "likelihood"
-        if rule == "guarded":
-            allowed = curve.values >= best - _standard_error(intervals, weights, optimum, bounds) - TIE
-            if not allowed[curve.cell(knob)]:
-                knob, decided_by = curve.nearest(likely, allowed), "guard"
+        supported = inside
+        if goal.rule == "guarded":
+            supported = inside & (curve.values >= best - judged.error(optimum) - TIE)
+        likely = min(max(fit_knob(family, val, goal.weights(val.labels)).knob, bounds[0]), bounds[1])
+        knob = curve.nearest(likely, supported)
+        decided_by = "likelihood" if supported[curve.cell(likely)] else "guard"
     return Choice(knob, family.at(knob), decided_by, curve.plateau(knob), (best, (low, high)), curve)
 
 
-def _standard_error(intervals: Intervals, weights: Tensor, optimum: float, bounds: tuple[float, float]) -> Tensor:
-    """SE(t) of F(t) − F(t*) in every cell: a sample counts where its outcome differs from that at t*."""
-    squares, right = weights.square(), intervals.right(optimum)
-    flips = step_curve(intervals, torch.where(right, -squares, squares), bounds).values
-    return (flips + squares[right].sum()).clamp(min=0.0).sqrt()
+def _judge(family: Line | Power | KeptBias, val: Features, goal: Goal, bounds: tuple[float, float]) -> _Judgement:
+    """Intervals where the metric is a sum over samples, which takes one pass less time; else the full walk."""
+    if goal.metric in _SUMS_OF_SAMPLES and not goal.subject_to:
+        intervals, weights = winning_intervals(family, val), goal.weights(val.labels)
+        curve = step_curve(intervals, weights, bounds)
+
+        def by_intervals(knob: float) -> Tensor:
+            squares, right = weights.square(), intervals.right(knob)
+            flips = step_curve(intervals, torch.where(right, -squares, squares), bounds).values
+            return (flips + squares[right].sum()).clamp(min=0.0).sqrt()
+
+        return _Judgement(curve, by_intervals, torch.zeros_like(curve.values))
+    walked = walk(family, val, bounds)
+    curve = trace(walked, goal.figure, goal.groups)
+    slack = torch.zeros_like(curve.values)
+    for constraint in goal.subject_to:
+        slack = torch.minimum(slack, trace(walked, FIGURES[constraint.figure], goal.groups).values - constraint.floor)
+    return _Judgement(curve, lambda knob: spread(walked, goal.figure, knob, goal.groups), slack)
 
 
-def _choose_on_path(path: Path, val: Features, weights: Tensor, rule: str) -> Choice:
+def _choose_point(point: Point, val: Features, goal: Goal, strict: bool) -> Choice:
+    if goal.subject_to:
+        predicted = predict(point.head, val)
+        _inside(_slack(predicted[None], val.labels, point.head.classes, goal), goal, strict)
+    return Choice(None, point.head, "none")
+
+
+def _choose_on_path(path: Path, val: Features, goal: Goal, strict: bool) -> Choice:
     profile = profile_path(path, val)
-    index, best, decided_by = pick(profile, weights, rule)
-    top, value = path.knobs[best], float(weights[profile.right[best]].sum())
-    return Choice(path.knobs[index], path.heads[index], decided_by, best=(value, (top, top)))
+    inside = _inside(_slack(profile.predicted, val.labels, profile.classes, goal), goal, strict)
+    index, best, decided_by = pick(profile, val.labels, goal, inside)
+    reached = value(goal.figure, val.labels, profile.predicted[best], profile.classes, goal.groups)
+    top = path.knobs[best]
+    return Choice(path.knobs[index], path.heads[index], decided_by, best=(reached, (top, top)))
 
 
-def check_selection(metric: str, rule: str) -> None:
-    """Refuse an unknown metric or rule.
+def choose_index(profile: Profile, labels: Tensor, goal: Goal) -> int:
+    """The head of a profiled path that `choose` would take, the least violation where no head meets the constraints."""
+    inside = _inside(_slack(profile.predicted, labels, profile.classes, goal), goal, strict=False)
+    return pick(profile, labels, goal, inside)[0]
 
-    Raises:
-        PosthocError: it is none of `METRICS` or `RULES`.
-    """
-    if metric not in METRICS:
-        raise PosthocError(f"metric {metric!r}", f"one of {listed(METRICS)}", "give --metric balanced-accuracy")
-    if rule not in RULES:
-        raise PosthocError(f"selection rule {rule!r}", f"one of {listed(RULES)}", "give --select guarded")
+
+def _slack(predicted: Tensor, labels: Tensor, classes: int, goal: Goal) -> Tensor:
+    """By how much each row of predictions (K, N) clears the constraints; at most 0."""
+    slack = torch.zeros(len(predicted), dtype=torch.float64)
+    for constraint in goal.subject_to:
+        figure = FIGURES[constraint.figure]
+        reached = torch.tensor([value(figure, labels, row, classes, goal.groups) for row in predicted])
+        slack = torch.minimum(slack, reached.double() - constraint.floor)
+    return slack
+
+
+def _inside(slack: Tensor, goal: Goal, strict: bool) -> Tensor:
+    """Which cells meet the constraints; where none does, an error or those that miss by least."""
+    if bool((slack >= -TIE).any()):
+        return slack >= -TIE
+    if strict:
+        wanted = " and ".join(f"{each.figure}>={each.floor:g}" for each in goal.subject_to)
+        raise PosthocError(
+            f"--subject-to {wanted}, which no head of this method meets on validation (the nearest misses by "
+            f"{-float(slack.max()):.3f})",
+            "floors that can be reached together",
+            "give a lower floor, or another method",
+        )
+    return slack >= slack.max() - TIE
 
 
 def _check(val: Features, bounds: tuple[float, float]) -> None:
@@ -135,5 +175,5 @@ def _check(val: Features, bounds: tuple[float, float]) -> None:
         raise PosthocError("no validation sample", "at least one", "extract again with a val/ folder that holds images")
     if not bounds[0] < bounds[1]:
         raise PosthocError(
-            f"a search from {bounds[0]:g} to {bounds[1]:g}", "a lower bound below the upper", "give --range 0 4"
+            f"a search from {bounds[0]:g} to {bounds[1]:g}", "a lower bound below the upper", "give bounds=(0, 4)"
         )

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from posthoc_lt.family import Family, Path
 from posthoc_lt.features import Features
-from posthoc_lt.head import Head
-from posthoc_lt.search.choose import METRICS, choose
-from posthoc_lt.search.path import pick, profile_path
+from posthoc_lt.search.choose import choose, choose_index
+from posthoc_lt.search.goal import Goal
+from posthoc_lt.search.path import predict, profile_path
 
 FOLDS = 5
 
@@ -31,37 +31,24 @@ def stratified_folds(labels: Tensor, folds: int = FOLDS, seed: int = 0) -> Tenso
     return fold
 
 
-def cross_fit(
-    family: Family,
-    val: Features,
-    *,
-    metric: str = "balanced-accuracy",
-    rule: str = "guarded",
-    folds: int = FOLDS,
-    seed: int = 0,
-) -> Tensor:
-    """Which validation samples (N,) are right under a knob chosen on the other folds.
+def cross_fit(family: Family, val: Features, goal: Goal | None = None, *, folds: int = FOLDS, seed: int = 0) -> Tensor:
+    """The predictions (N,) on validation samples, each under a knob chosen on the other folds.
 
     The heads of a family do not depend on validation data, only the choice of the knob does, so this
-    judges method and rule together, without the optimism of judging on the samples chosen on.
+    judges method and rule together, without the optimism of judging on the samples chosen on. A single
+    sample has no other fold and is judged by the choice made on itself.
     """
+    goal = goal or Goal()
     fold = stratified_folds(val.labels, folds, seed)
-    right = torch.zeros(len(val), dtype=torch.bool)
+    predicted = torch.empty(len(val), dtype=torch.int64)
     profile = profile_path(family, val) if isinstance(family, Path) else None
-    for index in range(folds):
+    for index in fold.unique():  # type: ignore[no-untyped-call]
         held, rest = (fold == index).nonzero().flatten(), (fold != index).nonzero().flatten()
-        if not (len(held) and len(rest)):
-            continue  # a single sample: no choice can be made without it, so it is not counted as right
+        rest = rest if len(rest) else held
         if profile is None:
-            head = choose(family, val.subset(rest), metric=metric, rule=rule).head
-            right[held] = _right(head, val.subset(held))
+            head = choose(family, val.subset(rest), goal, strict=False).head
+            predicted[held] = predict(head, val.subset(held))
         else:
-            chosen, _, _ = pick(profile.subset(rest), METRICS[metric](val.labels[rest]), rule)
-            right[held] = profile.right[chosen, held]
-    return right
-
-
-def _right(head: Head, features: Features) -> Tensor:
-    head = head.to(features.device)
-    predicted = [head(x).argmax(dim=1).cpu() for _, x in features.chunks(head.classes, head.weight.dtype)]
-    return torch.cat(predicted) == features.labels
+            chosen = choose_index(profile.subset(rest), val.labels[rest], goal)
+            predicted[held] = profile.predicted[chosen, held]
+    return predicted

@@ -52,10 +52,10 @@ class Curve:
             stop += 1
         return float(self.edges[start]), float(self.edges[stop + 1])
 
-    def maximum(self) -> tuple[float, tuple[float, float]]:
-        """The exact maximum of F and the widest plateau on which it is reached (the first, if equal)."""
-        best = self.values.max()
-        runs = _runs(self.values >= best - TIE)
+    def maximum(self, allowed: Tensor) -> tuple[float, tuple[float, float]]:
+        """The exact maximum of F over the cells `allowed` (M,), and the widest plateau that reaches it (the first)."""
+        best = self.values[allowed].max()
+        runs = _runs(allowed & (self.values >= best - TIE))
         low, high = max(
             ((float(self.edges[start]), float(self.edges[stop])) for start, stop in runs),
             key=lambda plateau: plateau[1] - plateau[0],
@@ -90,17 +90,18 @@ def step_curve(intervals: Intervals, weights: Tensor, bounds: tuple[float, float
     tensor([0., 1., 0.], dtype=torch.float64)
     """
     first, last = bounds
-    low, high = (_rounded(ends.clamp(first, last)) for ends in (intervals.low, intervals.high))
+    low, high = (rounded(ends.clamp(first, last)) for ends in (intervals.low, intervals.high))
     keep = low < high
     low, high, weights = low[keep], high[keep], weights[keep]
-    ends = _rounded(torch.tensor([first, last], dtype=torch.float64))
+    ends = rounded(torch.tensor([first, last], dtype=torch.float64))
     edges, where = torch.unique(torch.cat([ends, low, high]), return_inverse=True)
     jumps = torch.zeros(len(edges), dtype=torch.float64)
     jumps.index_add_(0, where[2:], torch.cat([weights, -weights]))
     return Curve(edges, jumps.cumsum(0)[:-1])
 
 
-def _rounded(knobs: Tensor) -> Tensor:
+def rounded(knobs: Tensor) -> Tensor:
+    """Knob values as multiples of `RESOLUTION`."""
     return torch.round(knobs / RESOLUTION) * RESOLUTION
 
 

@@ -11,6 +11,8 @@ from posthoc_lt.family import Path
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.search.curve import TIE
+from posthoc_lt.search.figures import influence, value
+from posthoc_lt.search.goal import Goal
 from posthoc_lt.search.likelihood import LOG_SCALE_PRIOR
 
 LOG_SCALES = torch.linspace(-2.0, 2.0, 17, dtype=torch.float64)
@@ -21,25 +23,35 @@ class Profile:
     """What every head of a path makes of every validation sample.
 
     Args:
-        right: (K, N) bool.
+        predicted: (K, N) classes.
         losses: (K, A, N) float64, the NLL at each scale of `LOG_SCALES`.
+        classes: C.
     """
 
-    right: Tensor
+    predicted: Tensor
     losses: Tensor
+    classes: int
 
     def subset(self, index: Tensor) -> Profile:
         """The same for some of the samples."""
-        return Profile(self.right[:, index], self.losses[:, :, index])
+        return Profile(self.predicted[:, index], self.losses[:, :, index], self.classes)
 
 
 def profile_path(path: Path, val: Features) -> Profile:
     """One pass over the features for each head."""
     made = [_profile_head(head.to(val.device), val) for head in path.heads]
-    return Profile(torch.stack([right for right, _ in made]), torch.stack([losses for _, losses in made]))
+    predicted, losses = (torch.stack(parts) for parts in zip(*made, strict=True))
+    return Profile(predicted, losses, path.heads[0].classes)
 
 
-def pick(profile: Profile, weights: Tensor, rule: str) -> tuple[int, int, str]:
+def predict(head: Head, features: Features) -> Tensor:
+    """The predicted classes (N,), in one pass."""
+    head = head.to(features.device)
+    predicted = [head(x).argmax(dim=1).cpu() for _, x in features.chunks(head.classes, head.weight.dtype)]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *predicted])
+
+
+def pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple[int, int, str]:
     """The index chosen, that of the best metric, and what decided.
 
     The likelihood of a head is its NLL at the best of a few scales, log a ~ N(0, 0.7²), so that a head
@@ -47,31 +59,41 @@ def pick(profile: Profile, weights: Tensor, rule: str) -> tuple[int, int, str]:
 
     Args:
         profile: K heads, N samples.
-        weights: (N,) summing to 1.
-        rule: ``guarded``, ``nll`` or ``metric``.
+        labels: (N,) true classes.
+        goal: the metric and the rule.
+        inside: (K,) bool, the heads that may be taken.
     """
-    values = (profile.right * weights).sum(dim=1)
+    figures = [value(goal.figure, labels, row, profile.classes, goal.groups) for row in profile.predicted]
+    values = torch.where(inside, torch.tensor(figures, dtype=torch.float64), -torch.inf)
     best = int((values >= values.max() - TIE).nonzero()[0])
-    if rule == "metric":
+    if goal.rule == "metric":
         return best, best, "metric"
+    likely = _likeliest(profile, goal.weights(labels))
+    supported = inside
+    if goal.rule == "guarded":
+        weigh = influence(goal.figure, labels, profile.predicted[best], profile.classes, goal.groups)
+        moved = weigh.of(labels, profile.predicted) - weigh.of(labels, profile.predicted[best])
+        supported = inside & (values >= values[best] - moved.square().sum(dim=1).sqrt() - TIE)
+    if supported[likely]:
+        return likely, best, "likelihood"
+    near = supported.nonzero().flatten()
+    return int(near[(near - likely).abs().argmin()]), best, "guard"
+
+
+def _likeliest(profile: Profile, weights: Tensor) -> int:
     effective = weights.sum() ** 2 / weights.square().sum()
     penalty = ((LOG_SCALES - LOG_SCALE_PRIOR[0]) / LOG_SCALE_PRIOR[1]).square() / 2
-    objectives = (effective * (profile.losses * weights).sum(dim=2) + penalty).amin(dim=1)
-    likely = int(objectives.argmin())
-    error = ((profile.right != profile.right[best]) * weights.square()).sum(dim=1).sqrt()
-    allowed = (values >= values[best] - error - TIE).nonzero().flatten()
-    if rule == "nll" or likely in allowed:
-        return likely, best, "likelihood"
-    return int(allowed[(allowed - likely).abs().argmin()]), best, "guard"
+    return int((effective * (profile.losses * weights).sum(dim=2) + penalty).amin(dim=1).argmin())
 
 
 def _profile_head(head: Head, val: Features) -> tuple[Tensor, Tensor]:
-    right = torch.empty(len(val), dtype=torch.bool)
+    predicted = torch.empty(len(val), dtype=torch.int64)
     losses = torch.empty(len(LOG_SCALES), len(val), dtype=torch.float64)
     for rows, x in val.chunks(8 * head.classes, head.weight.dtype):
         labels, logits = val.labels[rows].to(x.device), head(x)
-        right[rows] = (logits.argmax(dim=1) == labels).cpu()
-        for index, log_scale in enumerate(LOG_SCALES.tolist()):
-            scaled = logits.double() * torch.tensor(log_scale).exp().item()
-            losses[index, rows] = torch.nn.functional.cross_entropy(scaled, labels, reduction="none").cpu()
-    return right, losses
+        predicted[rows] = logits.argmax(dim=1).cpu()
+        for index, scale in enumerate(LOG_SCALES.exp().tolist()):
+            losses[index, rows] = torch.nn.functional.cross_entropy(
+                logits.double() * scale, labels, reduction="none"
+            ).cpu()
+    return predicted, losses

@@ -1,0 +1,55 @@
+"""What validation chooses for: a figure, under constraints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from posthoc_lt.errors import PosthocError, listed, show
+from posthoc_lt.search.figures import FIGURES, Constraint, Figure, Groups
+
+RULES = ("guarded", "nll", "metric")
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """How a knob is chosen.
+
+    Args:
+        metric: one of `FIGURES`.
+        rule: ``guarded``, ``nll`` or ``metric``; see `choose`.
+        subject_to: figures that must not fall below their floors.
+        groups: class masks, for figures of a group.
+
+    Raises:
+        PosthocError: an unknown metric or rule.
+    """
+
+    metric: str = "balanced-accuracy"
+    rule: str = "guarded"
+    subject_to: tuple[Constraint, ...] = ()
+    groups: Groups = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in FIGURES:
+            raise PosthocError(
+                f"metric {show(self.metric)!r}", f"one of {listed(FIGURES, 20)}", "give --metric balanced-accuracy"
+            )
+        if self.rule not in RULES:
+            raise PosthocError(
+                f"selection rule {show(self.rule)!r}", f"one of {listed(RULES)}", "give --select guarded"
+            )
+
+    @property
+    def figure(self) -> Figure:
+        """The figure that is made large."""
+        return FIGURES[self.metric]
+
+    def weights(self, labels: Tensor) -> Tensor:
+        """Sample weights (N,) of the likelihood, summing to 1: alike for plain accuracy, else class-balanced."""
+        if self.metric == "accuracy":
+            return torch.full((len(labels),), 1.0 / len(labels), dtype=torch.float64)
+        counts = torch.bincount(labels)
+        return 1.0 / (counts[labels].double() * (counts > 0).sum())

@@ -1,0 +1,112 @@
+"""Every figure at every cell against scikit-learn and plain formulas on the brute-force predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import gmean, hmean
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from posthoc_lt.errors import PosthocError
+from posthoc_lt.family import Line, Power
+from posthoc_lt.features import Features
+from posthoc_lt.head import Head
+from posthoc_lt.search.curve import RESOLUTION
+from posthoc_lt.search.envelope import walk
+from posthoc_lt.search.figures import FIGURES, Constraint
+from posthoc_lt.search.trace import trace
+
+BOUNDS = (0.0, 4.0)
+
+
+def scores(family: Line | Power, x: np.ndarray, knob: float) -> np.ndarray:
+    made: np.ndarray
+    if isinstance(family, Line):
+        slope = x @ family.direction.weight.numpy().T + family.direction.bias.numpy()
+        made = x @ family.origin.weight.numpy().T + family.origin.bias.numpy() + knob * slope
+    else:
+        made = x @ family.head.weight.numpy().T + family.head.bias.numpy()
+        made = made * np.exp(-knob * family.log_scale.numpy())
+    return made
+
+
+def oracle(name: str, y: np.ndarray, predicted: np.ndarray, groups: dict[str, np.ndarray]) -> float:
+    present = np.unique(y)
+    recalls = recall_score(y, predicted, labels=present, average=None, zero_division=0)
+    if name == "accuracy":
+        return float(accuracy_score(y, predicted))
+    if name == "macro-f1":
+        return float(f1_score(y, predicted, labels=present, average="macro", zero_division=0))
+    if name == "g-mean":
+        return float(gmean(recalls)) if recalls.min() > 0 else 0.0
+    if name == "harmonic-mean":
+        return float(hmean(recalls)) if recalls.min() > 0 else 0.0
+    if name in groups:
+        recalls = recalls[groups[name][present]]
+    return float(recalls.mean())
+
+
+def families(rng: np.random.Generator, classes: int) -> list[Line | Power]:
+    weight = torch.from_numpy(rng.normal(size=(classes, 3)) * rng.uniform(0.3, 3, size=(classes, 1)))
+    head = Head(weight, torch.from_numpy(rng.normal(size=classes)))
+    prior = torch.from_numpy(rng.dirichlet(np.ones(classes))).log()
+    other = Head(torch.from_numpy(rng.normal(size=(classes, 3))), torch.from_numpy(rng.normal(size=classes)))
+    return [
+        Line(head, Head(torch.zeros_like(weight), -prior)),
+        Line(head, other),
+        Power(Head.without_bias(weight), weight.norm(dim=1).log()),
+        Power(head, prior),
+    ]
+
+
+def assert_traced(family: Line | Power, x: np.ndarray, y: np.ndarray, classes: int, name: str) -> None:
+    groups = {
+        "many": np.arange(classes) % 3 == 0,
+        "medium": np.arange(classes) % 3 == 1,
+        "few": np.arange(classes) % 3 == 2,
+    }
+    if name in groups and not groups[name][np.unique(y)].any():
+        return
+    made = walk(family, Features(torch.from_numpy(x), torch.from_numpy(y)), BOUNDS)
+    curve = trace(made, FIGURES[name], {key: torch.from_numpy(mask) for key, mask in groups.items()})
+    edges = curve.edges.numpy()
+    for low, high, value in zip(edges[:-1], edges[1:], curve.values.tolist(), strict=True):
+        if high - low > 2 * RESOLUTION:
+            predicted = scores(family, x, (low + high) / 2).argmax(axis=1)
+            assert value == pytest.approx(oracle(name, y, predicted, groups), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("kind", range(4))
+def test_every_figure_in_every_cell(kind: int, name: str) -> None:
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        classes = int(rng.integers(2, 7))
+        x, y = rng.normal(size=(40, 3)), rng.integers(0, classes, size=40)
+        assert_traced(families(rng, classes)[kind], x, y, classes, name)
+
+
+quarters = st.integers(-6, 6).map(lambda n: n / 4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), classes=st.integers(1, 5), count=st.integers(1, 10), power=st.booleans())
+def test_ties_zeros_and_meeting_lines(data: st.DataObject, classes: int, count: int, power: bool) -> None:
+    rows = st.lists(st.lists(quarters, min_size=classes, max_size=classes), min_size=count, max_size=count)
+    logits = np.array(data.draw(rows))
+    slope = torch.tensor(data.draw(st.lists(quarters, min_size=classes, max_size=classes)), dtype=torch.float64)
+    y = np.array(data.draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count)))
+    identity = Head.without_bias(torch.eye(classes, dtype=torch.float64))
+    flat = torch.zeros(classes, classes, dtype=torch.float64)
+    family = Power(identity, slope) if power else Line(identity, Head(flat, slope))
+    for name in ("balanced-accuracy", "macro-f1", "g-mean"):
+        assert_traced(family, logits, y, classes, name)
+
+
+@pytest.mark.parametrize("text", ["many", "many>=x", "most>=0.5", "few>=2", "few<=0.5", ">=0.5"])
+def test_a_constraint_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(PosthocError, match="subject-to"):
+        Constraint.parse(text)
