@@ -8,6 +8,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -184,7 +185,30 @@ def test_nothing_is_chosen_on_train_or_test(features: FeatureSet) -> None:
         with pytest.raises(PosthocError, match="val/ folder"):
             posthoc_lt.rebalance(replace(features, val=split))
     with pytest.raises(PosthocError, match="will not do"):
-        fit("tau-norm", replace(features, val=None))
+        fit("crt", replace(features, val=None))
+
+
+def test_without_validation_tau_is_1_and_says_that_it_is_untuned(features: FeatureSet) -> None:
+    for name in ("logit-adjust", "tau-norm"):
+        choice = fit(name, replace(features, val=None)).choice
+        assert (choice.knob, choice.decided_by) == (1.0, "untuned")
+
+
+def test_unlabelled_validation_chooses_the_tau_that_spreads_predictions_evenly(features: FeatureSet) -> None:
+    assert features.val is not None
+    unlabelled = Features(features.val.x)
+    fitted = fit("logit-adjust", replace(features, val=unlabelled))
+    assert fitted.choice.decided_by == "label-free"
+    assert fitted.choice.knob is not None
+    logits = features.head(features.val.x).double().numpy()
+    counts = features.counts.numpy()
+    log_prior = np.log(counts / counts.sum())
+
+    def divergence(tau: float) -> float:
+        mean = softmax(logits - tau * log_prior, axis=1).mean(axis=0)
+        return float(np.sum(0.1 * (np.log(0.1) - np.log(mean))))
+
+    assert divergence(fitted.choice.knob) <= min(divergence(t) for t in np.linspace(0, 4, 2001)) + 1e-9
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,8 @@ _REASONS = {
     "metric": "the maximum of the validation metric",
     "likelihood": "the validation likelihood's choice",
     "guard": "the nearest to the validation likelihood's choice that the metric supports",
+    "label-free": "without labels: spreads predictions evenly over unlabelled validation samples",
+    "untuned": "untuned: no validation split to choose on; extract again with a val/ folder",
     "none": "nothing to choose",
 }
 

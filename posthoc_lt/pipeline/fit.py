@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.evaluation import Evaluation, evaluate
-from posthoc_lt.family import Certificate, Family, Path
+from posthoc_lt.family import Certificate, Family, KeptBias, Line, Path, Power
 from posthoc_lt.features import Features, FeatureSet
 from posthoc_lt.head import Head
 from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import EDGES, group_classes
 from posthoc_lt.report import Row
-from posthoc_lt.search import Choice, Constraint, Goal, choose
+from posthoc_lt.search import BOUNDS, Choice, Constraint, Goal, choose, match_prior
 
 
 @dataclass(frozen=True)
@@ -137,14 +139,25 @@ def _choice(method: Method, family: Family, features: FeatureSet, knob: float | 
         return Choice(knob, family.at(knob), "given")
     if method.knob is None and (method.control or not selection.subject_to):
         return Choice(None, family.at(None), "none")
-    if val is None or val.y is None:
-        raise PosthocError(
-            "features without a labelled validation split",
-            f"validation samples to choose {method.knob} on (train samples, which the network has learned by heart, "
-            "and test samples, which must judge the choice, will not do)",
-            f"extract again with a val/ folder, or set --{method.knob} yourself",
-        )
-    return choose(family, val, selection.goal(features, method.control))
+    if val is not None and val.y is not None:
+        return choose(family, val, selection.goal(features, method.control))
+    if isinstance(family, Line | Power | KeptBias) and not selection.subject_to:
+        return _choose_without_labels(family, val)
+    raise PosthocError(
+        "features without a labelled validation split",
+        f"validation samples to choose {method.knob} on (train samples, which the network has learned by heart, "
+        "and test samples, which must judge the choice, will not do)",
+        f"extract again with a val/ folder, or set --{method.knob} yourself",
+    )
+
+
+def _choose_without_labels(family: Line | Power | KeptBias, val: Features | None) -> Choice:
+    """From unlabelled validation samples the knob that spreads predictions evenly; from none, 1, as in the papers."""
+    if val is None or not len(val):
+        return Choice(1.0, family.at(1.0), "untuned")
+    classes = family.at(0.0).classes
+    knob = match_prior(family, val, torch.full((classes,), 1.0 / classes, dtype=torch.float64), BOUNDS)
+    return Choice(knob, family.at(knob), "label-free")
 
 
 def _judge(head: Head, split: Features | None, features: FeatureSet, selection: Selection) -> Evaluation | None:

@@ -6,6 +6,7 @@ from posthoc_lt.search.curve import Curve, step_curve
 from posthoc_lt.search.figures import FIGURES, Constraint, value
 from posthoc_lt.search.goal import RULES, Goal
 from posthoc_lt.search.intervals import Intervals, winning_intervals
+from posthoc_lt.search.unlabelled import match_prior
 
 __all__ = [
     "BOUNDS",
@@ -18,6 +19,7 @@ __all__ = [
     "Intervals",
     "choose",
     "cross_fit",
+    "match_prior",
     "step_curve",
     "stratified_folds",
     "value",

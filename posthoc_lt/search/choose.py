@@ -32,8 +32,9 @@ class Choice:
     Args:
         knob: the chosen value, None where there was nothing to choose.
         head: the head at it.
-        decided_by: ``none`` (nothing to choose), ``given``, ``metric``, ``likelihood``, or ``guard``
-            where the likelihood's choice lay outside what the metric, or a constraint, supports.
+        decided_by: ``none`` (nothing to choose), ``given``, ``metric``, ``likelihood``, ``guard``
+            where the likelihood's choice lay outside what the metric, or a constraint, supports,
+            ``label-free``, or ``untuned``.
         plateau: the stretch of the knob around it on which the validation metric does not change.
         best: the maximum of the validation metric (under the constraints), and where it is reached.
         curve: the exact validation metric at every knob value.

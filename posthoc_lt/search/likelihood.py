@@ -41,7 +41,7 @@ def fit_knob(family: Line | Power | KeptBias, features: Features, weights: Tenso
         features: N labelled validation samples.
         weights: (N,) float64, one a sample; class-balanced for balanced accuracy.
     """
-    scores, classes = _scores(family)
+    scores, classes = class_scores(family)
 
     def penalty(point: Tensor) -> Tensor:
         return _normal(point[0], *TAU_PRIOR) + _normal(point[1], *LOG_SCALE_PRIOR)
@@ -50,7 +50,12 @@ def fit_knob(family: Line | Power | KeptBias, features: Features, weights: Tenso
     return MapFit(point[0], exp(point[1]), objective)
 
 
-def _scores(family: Line | Power | KeptBias) -> tuple[Scores, int]:
+def class_scores(family: Line | Power | KeptBias) -> tuple[Scores, int]:
+    """The logits of a family as a differentiable function of its knob, and C.
+
+    A `Power` has its scales centred: its logits are then those of its heads up to a common factor, which
+    changes no prediction, and which without centring would be a temperature that moves with the knob.
+    """
     if isinstance(family, Line):
         origin, direction = family.origin, family.direction
 
@@ -59,8 +64,11 @@ def _scores(family: Line | Power | KeptBias) -> tuple[Scores, int]:
             return lambda knob: start + knob * slope
 
         return line, origin.classes
-    head, log_scale = family.head, family.log_scale - family.log_scale.mean()
-    kept = head.bias.double() if isinstance(family, KeptBias) else torch.zeros_like(log_scale)
+    head, log_scale = family.head, family.log_scale
+    if isinstance(family, KeptBias):
+        kept = head.bias.double()
+    else:
+        log_scale, kept = log_scale - log_scale.mean(), torch.zeros_like(log_scale)
 
     def power(x: Tensor) -> Callable[[Tensor], Tensor]:
         scale, rest = log_scale.to(x.device), kept.to(x.device)
