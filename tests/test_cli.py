@@ -315,3 +315,13 @@ def test_any_figure_can_be_chosen_by(metric: str, there: Path, capsys: pytest.Ca
     found = json_of(f"rebalance --methods logit-adjust --methods crt --metric {metric}", capsys)
     assert found["metric"] == metric
     assert found["cross_fitted"][found["method"]] == max(found["cross_fitted"].values())
+
+
+def test_the_trades_of_head_against_tail_are_shown(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trades = json_of("tau-search --pareto", capsys)["pareto"]
+    assert [trade["many"] for trade in trades] == sorted((trade["many"] for trade in trades), reverse=True)
+    assert [trade["few"] for trade in trades] == sorted(trade["few"] for trade in trades)
+    middle = (trades[-1]["tau_from"] + trades[-1]["tau_to"]) / 2
+    at_it = json_of(f"logit-adjust --tau {middle}", capsys)["val"]
+    assert (at_it["many"], at_it["few"]) == pytest.approx((trades[-1]["many"], trades[-1]["few"]))
+    assert "best trades" in out_of("tau-search --pareto", capsys)

@@ -10,11 +10,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 
 from posthoc_lt.cli import method_summaries, options, output
+from posthoc_lt.errors import PosthocError
+from posthoc_lt.features import FeatureSet
 from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.method import Method
+from posthoc_lt.metrics import group_classes
 from posthoc_lt.pipeline import Fitted, as_features, fit
 from posthoc_lt.pipeline.fit import Selection
-from posthoc_lt.report import Table
+from posthoc_lt.report import Table, render
+from posthoc_lt.search import BOUNDS
+from posthoc_lt.search import pareto as pareto_curve
 
 _shared = options.together(
     options.features,
@@ -60,6 +65,7 @@ def method_command(name: str) -> click.Command:
     show_default=True,
     help="What tau-norm does with the bias.",
 )
+@click.option("--pareto", is_flag=True, help="Add every trade of many-shot against few-shot accuracy on validation.")
 @_shared
 def tau_search(method: str, bias: str, **given: Any) -> None:
     """Choose tau on validation data, exactly: every breakpoint of the metric, not a grid."""
@@ -82,6 +88,7 @@ def run(
     form: str,
     verbose: bool,
     quiet: bool,
+    pareto: bool = False,
 ) -> None:
     """Fit one method on a feature file, print it beside the baseline, and save its head if asked."""
     cached = as_features(features, device=device)
@@ -89,10 +96,13 @@ def run(
     baseline = fit("baseline", cached, selection=selection)
     fitted = fit(method, cached, knob=knob, selection=selection)
     output.warn_unsolved(fitted, quiet)
+    trades = _trades(fitted, cached, groups) if pareto else None
     written = output.write_head(fitted, cached, out, force)
     if form == "json":
         context = {"metric": metric, "select": select}
         record = output.fitted_record(fitted, baseline, cached, context, verbose)
+        if trades is not None:
+            record["pareto"] = trades
         output.print_json({**output.preamble({"features": features}), **record, "head": written})
         return
     if form == "table":
@@ -100,8 +110,22 @@ def run(
     if fitted.val is not None or fitted.test is not None:
         rows = [baseline.row(), fitted.row(chosen=True)] if fitted.name != "baseline" else [baseline.row()]
         output.print_table(Table.against(rows, cached.classes), form, verbose)
+    if trades is not None:
+        click.echo(f"\nvalidation, best trades:\n{render(trades, form)}")
     if written is not None:
         output.note(f"Wrote {written}", quiet)
+
+
+def _trades(fitted: Fitted, features: FeatureSet, edges: tuple[float, float]) -> list[dict[str, float]]:
+    """The exact Pareto curve of many-shot against few-shot accuracy on validation."""
+    if features.val is None or features.val.y is None or not len(features.val):
+        raise PosthocError(
+            "--pareto on features without a labelled validation split",
+            "validation samples to trace the trades on",
+            "extract again with a val/ folder",
+        )
+    found = pareto_curve(fitted.family, features.val, group_classes(features.counts, edges), BOUNDS)
+    return [{"tau_from": each.low, "tau_to": each.high, "many": each.head, "few": each.tail} for each in found]
 
 
 def _headline(fitted: Fitted, metric: str) -> str:

@@ -6,6 +6,7 @@ from posthoc_lt.search.curve import Curve, step_curve
 from posthoc_lt.search.figures import FIGURES, Constraint, value
 from posthoc_lt.search.goal import RULES, Goal
 from posthoc_lt.search.intervals import Intervals, winning_intervals
+from posthoc_lt.search.pareto import Trade, pareto
 from posthoc_lt.search.unlabelled import match_prior
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "Curve",
     "Goal",
     "Intervals",
+    "Trade",
     "choose",
     "cross_fit",
     "match_prior",
+    "pareto",
     "step_curve",
     "stratified_folds",
     "value",
