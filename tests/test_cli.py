@@ -99,7 +99,14 @@ def test_the_commands_of_the_design_run_as_typed(command: str, there: Path, caps
 
 
 @pytest.mark.parametrize(
-    "command", ["logit-adjust --tau 1.0", "tau-search", "tau-search --method tau-norm --bias scale", *METHODS]
+    "command",
+    [
+        "logit-adjust --tau 1.0",
+        "tau-search",
+        "tau-search --method tau-norm --bias scale",
+        "tau-search --method tau-norm --bias keep",
+        *METHODS,
+    ],
 )
 def test_json_of_a_fitted_method_is_that_of_the_design(
     command: str, there: Path, capsys: pytest.CaptureFixture[str]
@@ -228,7 +235,6 @@ def _write_bad_inputs(folder: Path, good: FeatureSet) -> None:
         ("logit-adjust --tau abc", 2, "abc"),
         ("logit-adjust --tau nan", 1, "tau = nan"),
         ("logit-adjust --tau 1 --out a-file/head", 1, "cannot be written"),
-        ("tau-norm --bias keep", 1, "--bias drop"),
         ("crt --l2 -1", 1, "l2 = -1"),
         ("ncm --transform l2n", 1, "cosine"),
         ("rebalance --groups 100 20", 1, "edges"),

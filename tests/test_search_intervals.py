@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.family import Family, KeptBias, Line, Path, Power
+from posthoc_lt.family import Family, Line, Path, Power
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.search import step_curve, winning_intervals
@@ -152,13 +152,7 @@ def test_breakpoints_equal_but_for_rounding_open_no_cell() -> None:
     assert best == 1.0
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        KeptBias(Head(torch.eye(2), torch.zeros(2)), torch.zeros(2)),
-        Path((1.0,), (Head(torch.eye(2), torch.zeros(2)),)),
-    ],
-)
-def test_families_without_intervals_are_refused(family: Family) -> None:
+def test_a_path_has_no_intervals() -> None:
+    path = Path((1.0,), (Head(torch.eye(2), torch.zeros(2)),))
     with pytest.raises(PosthocError, match="Next: give"):
-        winning_intervals(family, Features(torch.eye(2), torch.tensor([0, 1])))
+        winning_intervals(path, Features(torch.eye(2), torch.tensor([0, 1])))

@@ -11,7 +11,7 @@ from scipy.stats import gmean, hmean
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.family import Line, Power
+from posthoc_lt.family import KeptBias, Line, Power
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.search.curve import RESOLUTION
@@ -22,14 +22,17 @@ from posthoc_lt.search.trace import trace
 BOUNDS = (0.0, 4.0)
 
 
-def scores(family: Line | Power, x: np.ndarray, knob: float) -> np.ndarray:
+def scores(family: Line | Power | KeptBias, x: np.ndarray, knob: float) -> np.ndarray:
     made: np.ndarray
     if isinstance(family, Line):
         slope = x @ family.direction.weight.numpy().T + family.direction.bias.numpy()
         made = x @ family.origin.weight.numpy().T + family.origin.bias.numpy() + knob * slope
-    else:
+    elif isinstance(family, Power):
         made = x @ family.head.weight.numpy().T + family.head.bias.numpy()
         made = made * np.exp(-knob * family.log_scale.numpy())
+    else:
+        made = x @ family.head.weight.numpy().T * np.exp(-knob * family.log_scale.numpy())
+        made = made + family.head.bias.numpy()
     return made
 
 
@@ -49,7 +52,7 @@ def oracle(name: str, y: np.ndarray, predicted: np.ndarray, groups: dict[str, np
     return float(recalls.mean())
 
 
-def families(rng: np.random.Generator, classes: int) -> list[Line | Power]:
+def families(rng: np.random.Generator, classes: int) -> list[Line | Power | KeptBias]:
     weight = torch.from_numpy(rng.normal(size=(classes, 3)) * rng.uniform(0.3, 3, size=(classes, 1)))
     head = Head(weight, torch.from_numpy(rng.normal(size=classes)))
     prior = torch.from_numpy(rng.dirichlet(np.ones(classes))).log()
@@ -59,10 +62,12 @@ def families(rng: np.random.Generator, classes: int) -> list[Line | Power]:
         Line(head, other),
         Power(Head.without_bias(weight), weight.norm(dim=1).log()),
         Power(head, prior),
+        KeptBias(head, weight.norm(dim=1).log()),
+        KeptBias(Head(weight, 3 * head.bias), prior / 2),
     ]
 
 
-def assert_traced(family: Line | Power, x: np.ndarray, y: np.ndarray, classes: int, name: str) -> None:
+def assert_traced(family: Line | Power | KeptBias, x: np.ndarray, y: np.ndarray, classes: int, name: str) -> None:
     groups = {
         "many": np.arange(classes) % 3 == 0,
         "medium": np.arange(classes) % 3 == 1,
@@ -80,7 +85,7 @@ def assert_traced(family: Line | Power, x: np.ndarray, y: np.ndarray, classes: i
 
 
 @pytest.mark.parametrize("name", FIGURES)
-@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("kind", range(6))
 def test_every_figure_in_every_cell(kind: int, name: str) -> None:
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -103,6 +108,19 @@ def test_ties_zeros_and_meeting_lines(data: st.DataObject, classes: int, count: 
     flat = torch.zeros(classes, classes, dtype=torch.float64)
     family = Power(identity, slope) if power else Line(identity, Head(flat, slope))
     for name in ("balanced-accuracy", "macro-f1", "g-mean"):
+        assert_traced(family, logits, y, classes, name)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), classes=st.integers(1, 4), count=st.integers(1, 8))
+def test_a_kept_bias_that_crosses_twice_or_touches(data: st.DataObject, classes: int, count: int) -> None:
+    """Eighths and small scales: turning points inside the range, equal scales, equal biases, zero logits."""
+    row = st.lists(quarters, min_size=classes, max_size=classes)
+    logits = np.array(data.draw(st.lists(row, min_size=count, max_size=count)))
+    bias, scale = (torch.tensor(data.draw(row), dtype=torch.float64) for _ in range(2))
+    y = np.array(data.draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count)))
+    family = KeptBias(Head(torch.eye(classes, dtype=torch.float64), bias), scale)
+    for name in ("balanced-accuracy", "macro-f1"):
         assert_traced(family, logits, y, classes, name)
 
 

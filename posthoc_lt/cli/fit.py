@@ -60,7 +60,7 @@ def method_command(name: str) -> click.Command:
 )
 @click.option(
     "--bias",
-    type=click.Choice(["drop", "scale"]),
+    type=click.Choice(["drop", "keep", "scale"]),
     default="drop",
     show_default=True,
     help="What tau-norm does with the bias.",

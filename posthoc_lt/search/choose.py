@@ -106,7 +106,7 @@ def choose(
 
 def _judge(family: Line | Power | KeptBias, val: Features, goal: Goal, bounds: tuple[float, float]) -> _Judgement:
     """Intervals where the metric is a sum over samples, which takes one pass less time; else the full walk."""
-    if goal.metric in _SUMS_OF_SAMPLES and not goal.subject_to:
+    if goal.metric in _SUMS_OF_SAMPLES and not goal.subject_to and not isinstance(family, KeptBias):
         intervals, weights = winning_intervals(family, val), goal.weights(val.labels)
         curve = step_curve(intervals, weights, bounds)
 

@@ -1,15 +1,21 @@
-"""Every sample's prediction at every knob value: the upper envelope of its classes' lines."""
+"""Every sample's prediction at every knob value: the upper envelope of its classes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from posthoc_lt.family import Family
+from posthoc_lt.family import Family, KeptBias
 from posthoc_lt.features import Features
-from posthoc_lt.search.lines import lines
+from posthoc_lt.search.kept import Curves, overtaken
+from posthoc_lt.search.lines import BLOCKS, lines
+
+# From samples still moving (m,), their class in front (m,) and where they are (m,), to the next change:
+# its knob value (m,), infinite where there is none, and the class that takes over (m,).
+Following = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,46 +44,73 @@ class Walk:
 def walk(family: Family, features: Features, bounds: tuple[float, float]) -> Walk:
     """One pass over the features follows every sample's argmax from the lower bound to the upper.
 
-    From class k the argmax moves on at the least t = (A_k − A_j)/(B_j − B_k) over steeper lines,
-    B_j > B_k; of several lines that meet there the steepest takes over, of equal lines the lowest index.
     A sample changes class a few times at most, so each step looks only at samples still moving.
 
     Raises:
-        PosthocError: the family has no lines.
+        PosthocError: the family has no continuous knob.
     """
-    first = torch.empty(len(features), dtype=torch.int64)
-    steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    classes = 0
+    starts, steps, classes = [_NONE], [_NOTHING], 0
+    chunks = _curved(family, features, bounds) if isinstance(family, KeptBias) else _straight(family, features, bounds)
+    for rows, width, current, following in chunks:
+        classes = width
+        starts.append(current.cpu())
+        steps.extend(_follow(current, following, bounds, rows.start))
+    sample, before, after, time = (torch.cat(parts) for parts in zip(*steps, strict=True))
+    return Walk(features.labels.cpu(), torch.cat(starts), sample, before, after, time, classes, bounds)
+
+
+_Step = tuple[Tensor, Tensor, Tensor, Tensor]
+_NONE = torch.empty(0, dtype=torch.int64)
+_NOTHING: _Step = (_NONE, _NONE, _NONE, torch.empty(0, dtype=torch.float64))
+_Chunk = tuple[slice, int, Tensor, Following]
+
+
+def _follow(current: Tensor, following: Following, bounds: tuple[float, float], offset: int) -> Iterator[_Step]:
+    """The changes (sample, before, after, time) of a chunk, each sample's in the order of the knob."""
+    moving = torch.arange(len(current), device=current.device)
+    now = torch.full((len(current),), float(bounds[0]), dtype=torch.float64, device=current.device)
+    while len(moving):
+        time, after = following(moving, current, now)
+        time = torch.maximum(time, now)
+        on = time < bounds[1]
+        moving, before, current, now = moving[on], current[on], after[on], time[on]
+        yield (moving + offset).cpu(), before.cpu(), current.cpu(), now.cpu()
+
+
+def _straight(family: Family, features: Features, bounds: tuple[float, float]) -> Iterator[_Chunk]:
+    """Lines: the class in front, k, is overtaken at the least t = (A_k − A_j)/(B_j − B_k) over B_j > B_k."""
     for rows, start, slope in lines(family, features):
-        classes, slope = start.shape[1], slope.expand_as(start)
-        now = torch.full((len(start),), float(bounds[0]), dtype=torch.float64, device=start.device)
-        current = _steepest(start + bounds[0] * slope, slope)
-        first[rows] = current.cpu()
-        moving = torch.arange(len(start), device=start.device)
-        while len(moving):
-            time, following = _next(start[moving], slope[moving], current)
-            time = torch.maximum(time, now)
-            on = time < bounds[1]
-            moving, time, current, following = moving[on], time[on], current[on], following[on]
-            if not len(moving):
-                break
-            steps.append(tuple(part.cpu() for part in (moving + rows.start, current, following, time)))  # type: ignore[arg-type]
-            current, now = following, time
-    sample, before, after = (torch.cat([torch.empty(0, dtype=torch.int64), *(s[k] for s in steps)]) for k in range(3))
-    time = torch.cat([torch.empty(0, dtype=torch.float64), *(s[3] for s in steps)])
-    return Walk(features.labels.cpu(), first, sample, before, after, time, classes, bounds)
+        slope = slope.expand_as(start)
+
+        def following(
+            moving: Tensor, current: Tensor, now: Tensor, start: Tensor = start, slope: Tensor = slope
+        ) -> tuple[Tensor, Tensor]:
+            return _next_line(start[moving], slope[moving], current)
+
+        yield rows, start.shape[1], _in_front(start + bounds[0] * slope, slope), following
 
 
-def _steepest(values: Tensor, slope: Tensor) -> Tensor:
-    """The argmax just past t: of the largest values the steepest line, of equals the lowest index."""
-    top = values == values.amax(dim=1, keepdim=True)
-    return torch.where(top, slope, -torch.inf).argmax(dim=1)
-
-
-def _next(start: Tensor, slope: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
-    """When the class in front is overtaken, and by which; an infinite time where it never is."""
+def _next_line(start: Tensor, slope: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+    """Of several lines that meet there the steepest takes over, of equal lines the lowest index."""
     own = current[:, None]
     gap = slope - slope.gather(1, own)
     meet = torch.where(gap > 0, (start.gather(1, own) - start) / gap, torch.inf)
     time = meet.amin(dim=1)
     return time, torch.where(meet == time[:, None], slope, -torch.inf).argmax(dim=1)
+
+
+def _curved(family: KeptBias, features: Features, bounds: tuple[float, float]) -> Iterator[_Chunk]:
+    head, log_scale = family.head.to(features.device), family.log_scale.to(features.device)
+    for rows, x in features.chunks(BLOCKS * head.classes, head.weight.dtype):
+        curves = Curves(head(x).double() - head.bias.double(), log_scale, head.bias.double())
+
+        def following(moving: Tensor, current: Tensor, now: Tensor, curves: Curves = curves) -> tuple[Tensor, Tensor]:
+            return overtaken(curves.rows(moving), current, now, bounds[1])
+
+        yield rows, head.classes, _in_front(curves.at(bounds[0]), curves.slope(bounds[0])), following
+
+
+def _in_front(values: Tensor, slope: Tensor) -> Tensor:
+    """The argmax just past t: of the largest values the steepest, of equals the lowest index."""
+    top = values == values.amax(dim=1, keepdim=True)
+    return torch.where(top, slope, -torch.inf).argmax(dim=1)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.family import Family, KeptBias, Line, Power
+from posthoc_lt.family import Family, Line, Power
 from posthoc_lt.features import Features
 
-_BLOCKS = 8
+BLOCKS = 8
 """How many float64 (rows, C) blocks are alive at once; it divides the rows of a chunk."""
 
 
@@ -30,7 +30,7 @@ def lines(family: Family, features: Features) -> Iterator[tuple[slice, Tensor, T
         Iterator: A of shape (n, C), B of shape (n, C) or (1, C), float64, on the features' device.
 
     Raises:
-        PosthocError: the family has no such lines (`KeptBias` has two roots a pair of classes).
+        PosthocError: the family has no such lines.
     """
     if isinstance(family, Line):
         return _straight(family, features)
@@ -42,13 +42,13 @@ def lines(family: Family, features: Features) -> Iterator[tuple[slice, Tensor, T
 def _straight(family: Line, features: Features) -> Iterator[tuple[slice, Tensor, Tensor]]:
     origin, direction = family.origin.to(features.device), family.direction.to(features.device)
     constant = not direction.weight.any()
-    for rows, x in features.chunks(_BLOCKS * origin.classes, origin.weight.dtype):
+    for rows, x in features.chunks(BLOCKS * origin.classes, origin.weight.dtype):
         yield rows, origin(x).double(), direction.bias[None].double() if constant else direction(x).double()
 
 
 def _logarithmic(family: Power, features: Features) -> Iterator[tuple[slice, Tensor, Tensor]]:
     head, log_scale = family.head.to(features.device), family.log_scale.to(features.device)
-    for rows, x in features.chunks(_BLOCKS * head.classes, head.weight.dtype):
+    for rows, x in features.chunks(BLOCKS * head.classes, head.weight.dtype):
         logits = head(x).double()
         best = logits.amax(dim=1, keepdim=True).sign()
         # A zero logit stays zero at every t: best·(…) leaves exactly that.
@@ -57,14 +57,8 @@ def _logarithmic(family: Power, features: Features) -> Iterator[tuple[slice, Ten
 
 
 def _not_lines(family: Family) -> PosthocError:
-    if isinstance(family, KeptBias):
-        return PosthocError(
-            "tau-norm with its bias kept, which has no single interval a sample",
-            "a family that the exact search covers",
-            "give --bias drop or --bias scale, or set --tau yourself",
-        )
     return PosthocError(
-        f"a {type(family).__name__.lower()} of heads, which has no continuous knob",
+        f"a {type(family).__name__.lower()} of heads, whose order of classes is not one of lines",
         "a method with a knob tau: logit-adjust or tau-norm",
         "give --method logit-adjust",
     )
