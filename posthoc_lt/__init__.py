@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from posthoc_lt.files import load_features, load_head, save_features, save_head
     from posthoc_lt.head import Head
     from posthoc_lt.methods import METHODS
-    from posthoc_lt.pipeline import Result, compare, rebalance
+    from posthoc_lt.pipeline import Comparison, Fitted, Result, compare, fit, rebalance
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Comparison": "pipeline",
     "Evaluation": "evaluation",
     "FeatureSet": "features",
+    "Fitted": "pipeline",
+    "fit": "pipeline",
     "Features": "features",
     "Head": "head",
     "METHODS": "methods",
@@ -41,15 +44,18 @@ _HOMES = {
 
 __all__ = [
     "METHODS",
+    "Comparison",
     "Evaluation",
     "FeatureSet",
     "Features",
+    "Fitted",
     "Head",
     "PosthocError",
     "Result",
     "compare",
     "evaluate",
     "extract",
+    "fit",
     "load_features",
     "load_head",
     "losses",

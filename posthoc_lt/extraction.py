@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from posthoc_lt.device import resolve_device
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.features import SPLITS, Features, FeatureSet
 
-IDENTITY = ("checkpoint_sha256", "arch", "transform", "data_fingerprint", "limit")
+IDENTITY = ("checkpoint_sha256", "arch", "transform", "data_fingerprint", "limit", "counts_given")
 """The provenance that decides what the features are: where all of it agrees, a cache is up to date."""
 
 HALF_ERROR = 1e-3
@@ -79,6 +80,7 @@ def open_source(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: int | None = None,
+    counts: Sequence[int] | None = None,
 ) -> Source:
     """Read the checkpoint and list the images, without building or running the network; arguments as `extract`'s.
 
@@ -99,9 +101,28 @@ def open_source(
         "data": printable(data),
         "data_fingerprint": fingerprint(images),
         **({} if limit is None else {"limit": str(limit)}),
+        **({} if counts is None else {"counts_given": hashlib.sha256(repr(list(counts)).encode()).hexdigest()}),
     }
-    counts = None if limit is None or "train" not in every.splits else every.counts("train")
-    return Source(checkpoint, architecture, preprocessing, images, provenance, counts)
+    return Source(checkpoint, architecture, preprocessing, images, provenance, _train_counts(every, limit, counts))
+
+
+def _train_counts(every: ImageData, limit: int | None, counts: Sequence[int] | None) -> Tensor | None:
+    """The counts that the train split does not tell, because it lacks or is limited; None where it does."""
+    if counts is not None:
+        if len(counts) != len(every.classes):
+            raise PosthocError(
+                f"{len(counts)} train counts for {len(every.classes)} classes",
+                "one for each, in the order of the class folders",
+                "correct --counts",
+            )
+        return torch.tensor(counts, dtype=torch.int64)
+    if "train" not in every.splits:
+        raise PosthocError(
+            f"{show(every.root)} without a train/ folder",
+            "how many images of each class the network was trained on",
+            "add train/, or give --counts with a file of one number a class",
+        )
+    return None if limit is None else every.counts("train")
 
 
 def is_current(features: FeatureSet, source: Source) -> bool:
@@ -121,6 +142,7 @@ def extract(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: int | None = None,
+    counts: Sequence[int] | None = None,
     progress: bool = False,
 ) -> FeatureSet:
     """Run a checkpoint's network once over every split and keep what its head reads.
@@ -136,6 +158,7 @@ def extract(
         mean: of each channel, for pixels in 0…1, in place of the checkpoint's or the architecture's.
         std: likewise.
         input_size: the side of the square that the network takes, likewise.
+        counts: train images a class, where there is no ``train/`` to count, or only a part of it.
         progress: a bar on standard error, where that is a terminal.
 
     Returns:
@@ -145,7 +168,7 @@ def extract(
     Raises:
         PosthocError: any input that cannot be used, NaN features, or class counts that do not agree.
     """
-    source = open_source(ckpt, data, arch=arch, limit=limit, mean=mean, std=std, input_size=input_size)
+    source = open_source(ckpt, data, arch=arch, limit=limit, mean=mean, std=std, input_size=input_size, counts=counts)
     return extract_source(source, device=device, batch_size=batch_size, workers=workers, progress=progress)
 
 

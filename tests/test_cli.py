@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from posthoc_lt import METHODS, Features, FeatureSet, load_features, load_head, save_features
+from posthoc_lt import METHODS, Features, FeatureSet, Head, load_features, load_head, save_features, save_head
 from posthoc_lt.cli import cli, run
 from posthoc_lt.cli.demo import STEPS
+from posthoc_lt.files import SavedHead
 
 BLOCK = set(
     "accuracy balanced_accuracy balanced_accuracy_ci many medium few macro_f1 worst_class nll ece".split()  # noqa: SIM905
@@ -138,12 +140,10 @@ def test_rebalance_writes_the_head_that_it_reports(there: Path, capsys: pytest.C
     found = json_of("rebalance --out head.safetensors", capsys)
     assert [row["method"] for row in found["table"]] == list(METHODS)
     assert found["head"] == "head.safetensors"
-    assert found["optimism"] == pytest.approx(
-        found["val"]["balanced_accuracy"] - found["cross_fitted"][found["method"]]
-    )
+    assert found["optimism"] == pytest.approx(found["val"]["balanced_accuracy"] - found["procedure"])
     assert load_head(there / "head.safetensors").provenance["method"] == found["method"]
     judged = json_of("evaluate --head head.safetensors", capsys)["heads"]
-    assert judged[found["method"]]["test"] == found["test"]
+    assert judged[f"saved: {found['method']}"]["test"] == found["test"]
     assert judged["baseline"]["test"] == found["baseline"]["test"]
 
 
@@ -331,3 +331,147 @@ def test_the_trades_of_head_against_tail_are_shown(there: Path, capsys: pytest.C
     at_it = json_of(f"logit-adjust --tau {middle}", capsys)["val"]
     assert (at_it["many"], at_it["few"]) == pytest.approx((trades[-1]["many"], trades[-1]["few"]))
     assert "best trades" in out_of("tau-search --pareto", capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "target"),
+    [
+        ("extract --ckpt model.pt -o model.pt --force", "model.pt"),
+        ("rebalance -o model.pt --force", "model.pt"),
+        ("rebalance -o feats.safetensors --force", "feats.safetensors"),
+        ("logit-adjust --tau 1 -o feats.safetensors --force", "feats.safetensors"),
+        ("export --ckpt model.pt -o feats.safetensors --force", "feats.safetensors"),
+        ("export --ckpt model.pt -o head.safetensors --force", "head.safetensors"),
+        ("export --ckpt model.pt -o model.pt --force", "model.pt"),
+    ],
+)
+def test_no_command_writes_over_an_input_or_another_kind_of_file(
+    command: str, target: str, there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out_of("ncm --out head.safetensors", capsys)
+    before = (there / target).read_bytes()
+    status, message = refusal_of(command.split(), capsys)
+    assert (status, "give another --out" in message) == (1, True)
+    assert (there / target).read_bytes() == before
+
+
+def test_force_replaces_a_spoilt_file_of_its_own_kind(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (there / "head.safetensors").write_text("cut short")
+    assert refusal_of(["ncm", "--out", "head.safetensors"], capsys)[0] == 1
+    out_of("ncm --out head.safetensors --force", capsys)
+    assert load_head(there / "head.safetensors").provenance["method"] == "ncm"
+
+
+def test_a_head_of_another_checkpoint_is_refused(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out_of("ncm --out head.safetensors", capsys)
+    saved = load_head(there / "head.safetensors")
+    other = {**saved.provenance, "checkpoint_sha256": "0" * 64, "method": "baseline"}
+    save_head(SavedHead(saved.head, other), there / "foreign.safetensors")
+    small = Head(saved.head.weight[:7], saved.head.bias[:7])
+    save_head(SavedHead(small, {}), there / "seven.safetensors")
+    for name in ("foreign", "seven"):
+        for command in (f"evaluate --head {name}.safetensors", f"export --ckpt model.pt --head {name}.safetensors"):
+            status, message = refusal_of(command.split(), capsys)
+            assert (status, f"{name}.safetensors" in message) == (1, True)
+    nameless = SavedHead(saved.head, {"method": "baseline"})
+    save_head(nameless, there / "nameless.safetensors")
+    judged = json_of("evaluate --head nameless.safetensors", capsys)["heads"]
+    assert set(judged) == {"baseline", "saved: baseline"}
+    assert judged["baseline"]["test"] == json_of("baseline", capsys)["test"]
+
+
+def test_floors_bind_the_choice_of_a_method(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of("rebalance --metric many --subject-to few>=0.9", capsys)
+    assert found["method"] != "baseline"
+    assert found["val"]["few"] >= 0.9
+    assert "baseline" not in found["cross_fitted"]
+    for command in ("rebalance", "logit-adjust --tau 0", "crt --l2 0.001", "baseline"):
+        status, message = refusal_of([*command.split(), "--subject-to", "few>=1"], capsys)
+        assert (status, "few>=" in message) == (1, True)
+
+
+def test_compare_says_what_it_leaves_out(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = load_features(there / "feats.safetensors")
+    counted = FeatureSet(whole.head, None, whole.val, whole.test, train_counts=whole.counts)
+    save_features(counted, there / "c.safetensors")
+    assert set(json_of("compare --features c.safetensors", capsys)["skipped"]) == {"refit", "crt", "lws", "ncm"}
+    assert run(["compare", "--features", "c.safetensors"]) == 0
+    assert "Left out refit" in capsys.readouterr().err
+
+
+def test_csv_of_two_splits_is_one_table(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = list(csv.DictReader(io.StringIO(out_of("evaluate --format csv", capsys))))
+    assert [row["split"] for row in rows] == ["val", "test"]
+
+
+def test_evaluate_needs_something_to_judge_on(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = load_features(there / "feats.safetensors")
+    save_features(FeatureSet(whole.head, whole.train), there / "t.safetensors")
+    status, message = refusal_of(["evaluate", "--features", "t.safetensors"], capsys)
+    assert (status, "val or test" in message) == (1, True)
+
+
+def test_a_layer_without_bias_is_told_in_time(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = load_features(there / "feats.safetensors")
+    save_features(replace(whole, head=Head.without_bias(whole.head.weight)), there / "nb.safetensors")
+    assert run(["logit-adjust", "--tau", "1", "--features", "nb.safetensors"]) == 0
+    assert "--add-bias" in capsys.readouterr().err
+    assert run(["tau-norm", "--tau", "1", "--features", "nb.safetensors"]) == 0
+    assert "--add-bias" not in capsys.readouterr().err
+
+
+def test_inspect_cannot_be_forged_by_a_file(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = load_features(there / "feats.safetensors")
+    forged = {"head": "FORGED", "train": "FORGED", "format": "FORGED", "\x1b[31mEVIL": "\x1b[2J"}
+    save_features(replace(whole, provenance=forged), there / "evil.safetensors")
+    text = out_of("inspect evil.safetensors", capsys)
+    assert "FORGED" not in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rebalance", "--out", ""],
+        ["rebalance", "--out", "."],
+        ["rebalance", "--features", "x" * 300],
+        ["extract", "--ckpt", "x" * 300],
+        ["extract", "--ckpt", "model.pt", "--data", "x" * 300, "--out", "new"],
+        ["inspect", "x" * 300],
+        ["rebalance", "--seed", "9" * 30],
+        ["tau-search", "--bias", "scale"],
+        ["compare", "--format", "csv", "-v"],
+    ],
+)
+def test_odd_arguments_are_no_fault_of_ours(
+    command: list[str], there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal_of(command, capsys)[0] in (1, 2)
+
+
+def test_demo_recovers_its_folder_by_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out_of("demo", capsys)
+    (tmp_path / "posthoc-lt-demo" / "feats.safetensors").write_text("junk")
+    (tmp_path / "posthoc-lt-demo" / "data" / "train" / "0-t-shirt" / "00001.png").write_bytes(b"cut")
+    status, message = refusal_of(["demo"], capsys)
+    assert (status, "--into" in message) == (1, True)
+    out_of("demo --force", capsys)
+
+
+def test_counts_stand_in_for_a_train_folder(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (there / "part").mkdir()
+    for split in ("val", "test"):
+        (there / "part" / split).symlink_to((there / "data" / split).resolve())
+    command = ["extract", "--ckpt", "model.pt", "--data", "part", "--out"]
+    status, message = refusal_of([*command, "new.safetensors"], capsys)
+    assert (status, "--counts" in message) == (1, True)
+    (there / "counts.txt").write_text("[500, 299, 179, 107, 64,\n38, 23, 13, 8, 5]")
+    assert run([*command, "new.safetensors", "--counts", "counts.txt"]) == 0
+    with_counts = json_of("logit-adjust --features new.safetensors", capsys)
+    assert with_counts["test"] == json_of("logit-adjust", capsys)["test"]
+    (there / "counts.txt").write_text("500 299")
+    status, message = refusal_of([*command, "other", "--counts", "counts.txt"], capsys)
+    assert (status, "2 train counts for 10 classes" in message) == (1, True)

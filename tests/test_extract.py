@@ -167,7 +167,11 @@ def test_a_cache_knows_whether_it_is_current(case: Any, tmp_path: Path) -> None:
 def test_data_without_train_or_with_test_alone(case: Any) -> None:
     for split in ("train", "val"):
         Path("data", split).rename(f"{split}_elsewhere")
-    assert list(extract("model.pt").splits()) == ["test"]
+    with pytest.raises(PosthocError, match="--counts"):
+        extract("model.pt")
+    found = extract("model.pt", counts=[9, 5, 1])
+    assert list(found.splits()) == ["test"]
+    assert found.counts.tolist() == [9, 5, 1]
 
 
 def test_class_counts_that_differ_name_both(case: Any) -> None:

@@ -18,6 +18,7 @@ from posthoc_lt import METHODS, Features, FeatureSet, PosthocError, Result, load
 from posthoc_lt.data import ImageSplit
 from posthoc_lt.export import export
 from posthoc_lt.extraction import open_source
+from posthoc_lt.methods.logit_adjust import LogitAdjust
 from posthoc_lt.methods.tau_norm import TauNorm
 from posthoc_lt.pipeline import fit
 
@@ -167,8 +168,8 @@ def test_the_untouched_head_is_kept_where_nothing_beats_it() -> None:
 
 def test_compare_shows_what_was_asked_for_beside_the_baseline(features: FeatureSet) -> None:
     table = posthoc_lt.compare(features, methods=["refit", TauNorm(bias="scale")])
-    assert [row.method for row in table.rows] == ["baseline", "refit", "tau-norm"]
-    assert not any(row.chosen for row in table.rows)
+    assert [row.method for row in table.comparison.rows] == ["baseline", "refit", "tau-norm"]
+    assert not any(row.chosen for row in table.comparison.rows)
 
 
 def test_a_knob_that_is_given_is_taken(features: FeatureSet) -> None:
@@ -300,3 +301,67 @@ def test_a_solved_head_comes_with_its_certificate(result: Result) -> None:
     found = {each.name: each.certificate for each in result.fitted}
     assert {name for name, certificate in found.items() if certificate is not None} == {"crt", "lws", "refit"}
     assert all(certificate.converged for certificate in found.values() if certificate is not None)
+
+
+def test_two_settings_of_one_method_are_told_apart(features: FeatureSet) -> None:
+    """The order in which they are given decides nothing, and each keeps its own score."""
+    settings = [LogitAdjust(target="train"), LogitAdjust()]
+    one, two = (posthoc_lt.rebalance(features, methods=order) for order in (settings, settings[::-1]))
+    same(one, two)
+    assert one.chosen.method == LogitAdjust()
+    assert set(one.scores) == {"baseline", "logit-adjust", "logit-adjust (target=train)"}
+    assert one.scores["logit-adjust (target=train)"] == pytest.approx(one.scores["baseline"])
+    again = posthoc_lt.rebalance(features, methods=["tau-norm", "tau-norm", METHODS["baseline"]])
+    assert [each.name for each in again.fitted] == ["baseline", "tau-norm"]
+
+
+def test_the_procedure_is_judged_on_folds_without_a_say(features: FeatureSet) -> None:
+    """With labels that no feature explains, choosing the best of seven looks good and is worth nothing."""
+    assert features.val is not None
+    flattered, honest = [], []
+    for seed in range(6):
+        rng = torch.Generator().manual_seed(seed)
+        labels = features.val.labels[torch.randperm(len(features.val), generator=rng)]
+        found = posthoc_lt.rebalance(replace(features, val=Features(features.val.x, labels), test=None))
+        flattered.append(max(found.scores.values()))
+        honest.append(found.procedure.figure)
+    assert np.mean(flattered) > np.mean(honest)
+    assert np.mean(honest) == pytest.approx(0.1, abs=0.03)
+
+
+def test_splits_may_come_bundled_with_their_head(features: FeatureSet) -> None:
+    head, splits = features.head, [arrays(split) for split in (features.train, features.val, features.test)]
+    pair = (head.weight.numpy(), head.bias.numpy())
+    expected = posthoc_lt.rebalance(features, methods="logit-adjust")
+    for found in (
+        posthoc_lt.rebalance((pair, *splits), methods="logit-adjust"),
+        posthoc_lt.rebalance((pair, splits[0]), val=splits[1], test=splits[2], methods="logit-adjust"),
+        posthoc_lt.rebalance(pair, *splits, methods=[METHODS["logit-adjust"]]),
+    ):
+        same(expected, found)
+        assert found.features.test is not None
+    with pytest.raises(PosthocError, match="beside features that hold their own"):
+        posthoc_lt.rebalance(features, val=splits[1])
+    with pytest.raises(PosthocError, match="each once"):
+        posthoc_lt.rebalance((pair, *splits), val=splits[1])
+
+
+def test_lists_and_views_are_taken_for_what_they_are() -> None:
+    rng = np.random.default_rng(0)
+    weight, y = np.array([[1.0, 0.0], [0.0, 1.0]]), np.arange(40) % 2
+    x = (np.eye(2)[y] + rng.normal(size=(40, 2)))[::-1]
+    y = y[::-1]
+    found = posthoc_lt.rebalance(weight.tolist(), [30, 3], (x, y.tolist()), (x + 0, None), methods="logit-adjust")
+    assert found.features.counts.tolist() == [30, 3]
+    assert not found.features.head.has_bias
+    assert found.features.test is not None
+    assert found.features.test.y is None
+
+
+def test_a_figure_of_a_group_is_cross_fitted_where_folds_lack_the_group(features: FeatureSet) -> None:
+    assert features.val is not None
+    labels = features.val.labels
+    one = (labels == 9).nonzero().flatten()[:1]
+    kept = torch.cat([(labels < 7).nonzero().flatten(), one])
+    found = posthoc_lt.rebalance(replace(features, val=features.val.subset(kept)), metric="few", methods="logit-adjust")
+    assert 0 <= found.scores["logit-adjust"] <= 1

@@ -63,7 +63,7 @@ def refuse_bias(head: Head, name: str) -> None:
         raise PosthocError(
             f"a head with a bias, and layer {show(name)}, which has none to put it in",
             "a head without bias, or leave to add one",
-            "choose a method that needs no bias (tau-norm, or crt --no-bias), or give --add-bias, which adds "
+            "choose a method that needs no bias, such as tau-norm, or give --add-bias, which adds "
             f"{show(name)}.bias and so needs bias=True in that layer of the code that loads the file",
         )
 

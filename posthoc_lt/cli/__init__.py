@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,6 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status; no traceback reaches a person."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a class name may hold what the terminal cannot
     try:
         outcome: Any = cli.main(arguments, prog_name="posthoc-lt", standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
@@ -106,6 +110,9 @@ def run(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone: nothing more to say
         return 1
+    except OSError as error:
+        where = "" if error.filename is None else f" {show(error.filename)}"
+        return _fail(f"reading or writing{where} failed ({error.strerror}). Next: check the place and its space.", 1)
     except MemoryError:
         return _fail("out of memory. Next: give a smaller --batch-size, or a machine with more memory.", 1)
     except Exception as error:

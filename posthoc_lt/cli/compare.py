@@ -8,11 +8,14 @@ import click
 
 import posthoc_lt
 from posthoc_lt.cli import options, output
+from posthoc_lt.errors import PosthocError
 from posthoc_lt.evaluation import Evaluation
 from posthoc_lt.evaluation import evaluate as evaluate_head
-from posthoc_lt.files import load_head
+from posthoc_lt.features import FeatureSet
+from posthoc_lt.files import HEAD, load_head
+from posthoc_lt.head import Head
 from posthoc_lt.methods import METHODS
-from posthoc_lt.pipeline import as_features
+from posthoc_lt.pipeline import Comparison, Result, as_features
 from posthoc_lt.report import Row, Table
 
 _methods = click.option(
@@ -55,6 +58,7 @@ def rebalance(
     quiet: bool,
 ) -> None:
     """Fit every method and take the one that validation supports; test only judges."""
+    output.protect(out, HEAD, features)
     result = posthoc_lt.rebalance(
         features,
         methods=methods or None,
@@ -67,31 +71,38 @@ def rebalance(
     )
     for each in result.fitted:
         output.warn_unsolved(each, quiet)
+    output.note_bias(result.head, result.features, quiet)
+    opening = output.preamble({"features": features}) if form == "json" else {}
     if out is not None:
         result.save(out, force)
     if form == "json":
-        context = {"metric": metric, "select": select}
-        record = output.fitted_record(result.chosen, result.fitted[0], result.features, context, verbose)
-        output.print_json(
-            {
-                **output.preamble({"features": features}),
-                **record,
-                "head": None if out is None else str(out),
-                "cross_fitted": dict(result.scores),
-                "optimism": result.optimism,
-                "skipped": dict(result.skipped),
-                "verdict": result.verdict,
-                "table": result.comparison.records(verbose),
-            }
-        )
+        output.print_json({**opening, **_record(result, verbose), "head": None if out is None else str(out)})
         return
     output.print_table(result.comparison, form, verbose)
     if form == "table":
         output.say(f"\n{result.reason}\n{result.verdict}")
-    for name, reason in result.skipped.items():
-        output.note(f"Left out {name}: {reason}", quiet)
+    _note_skipped(result, quiet)
     if out is not None:
         output.note(f"Wrote {out}", quiet)
+
+
+def _record(result: Result, verbose: bool) -> dict[str, object]:
+    selection = result.selection
+    context = {"metric": selection.metric, "select": selection.rule}
+    return {
+        **output.fitted_record(result.chosen, result.fitted[0], result.features, context, verbose),
+        "cross_fitted": dict(result.scores),
+        "procedure": result.procedure.figure,
+        "optimism": result.optimism,
+        "skipped": dict(result.skipped),
+        "verdict": result.verdict,
+        "table": result.comparison.records(verbose),
+    }
+
+
+def _note_skipped(found: Comparison, quiet: bool) -> None:
+    for name, reason in found.skipped.items():
+        output.note(f"Left out {name}: {reason}", quiet)
 
 
 @click.command()
@@ -105,6 +116,7 @@ def rebalance(
     options.device,
     options.form,
     options.verbose,
+    options.quiet,
 )
 def compare(
     features: Path,
@@ -116,9 +128,10 @@ def compare(
     device: str,
     form: str,
     verbose: bool,
+    quiet: bool,
 ) -> None:
     """Fit every method, choose each one's knob on validation, and set them side by side."""
-    table = posthoc_lt.compare(
+    found = posthoc_lt.compare(
         features,
         methods=methods or None,
         metric=metric,
@@ -128,9 +141,11 @@ def compare(
         device=device,
     )
     if form == "json":
-        output.print_json({**output.preamble({"features": features}), "table": table.records(verbose)})
+        table = {"skipped": dict(found.skipped), "table": found.comparison.records(verbose)}
+        output.print_json({**output.preamble({"features": features}), **table})
     else:
-        output.print_table(table, form, verbose)
+        output.print_table(found.comparison, form, verbose)
+        _note_skipped(found, quiet)
 
 
 @click.command()
@@ -150,12 +165,9 @@ def evaluate(
     heads = {"baseline": cached.head}
     if head is not None:
         saved = load_head(head)
-        heads[saved.provenance.get("method", "head")] = saved.head
-    splits = {name: split for name, split in cached.splits().items() if name != "train" and split.y is not None}
-    judged = {
-        name: {split: evaluate_head(each, rows, cached.counts, groups) for split, rows in splits.items()}
-        for name, each in heads.items()
-    }
+        output.require_origin(saved, cached, head)
+        heads[f"saved: {saved.provenance.get('method', 'head')}"] = saved.head
+    judged = _judge(heads, cached, groups)
     if form == "json":
         blocks = {
             name: {split: found.block(cached.classes, verbose) for split, found in each.items()}
@@ -164,9 +176,30 @@ def evaluate(
         inputs = {"features": features} if head is None else {"features": features, "head": head}
         output.print_json({**output.preamble(inputs), "heads": blocks})
         return
-    for split in splits:
-        rows = [_row(name, split, each[split]) for name, each in judged.items()]
-        output.print_table(Table.against(rows, cached.classes), form, verbose)
+    tables = [
+        Table.against([_row(name, split, each[split]) for name, each in judged.items()], cached.classes)
+        for split in judged["baseline"]
+    ]
+    output.print_tables(tables, form, verbose)
+
+
+def _judge(
+    heads: dict[str, Head], features: FeatureSet, edges: tuple[float, float]
+) -> dict[str, dict[str, Evaluation]]:
+    """Each head on each labelled split but train, which a network has learned by heart."""
+    splits = {
+        name: split
+        for name, split in features.splits().items()
+        if name != "train" and split.y is not None and len(split)
+    }
+    if not splits:
+        raise PosthocError(
+            "features without a labelled val or test split", "one to judge on", "extract again with a test/ folder"
+        )
+    return {
+        name: {split: evaluate_head(head, rows, features.counts, edges) for split, rows in splits.items()}
+        for name, head in heads.items()
+    }
 
 
 def _row(name: str, split: str, judged: Evaluation) -> Row:

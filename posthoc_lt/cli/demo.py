@@ -15,7 +15,6 @@ import click
 from posthoc_lt import cli
 from posthoc_lt.cli import options
 from posthoc_lt.errors import PosthocError, show
-from posthoc_lt.files import replacing
 
 STEPS = (
     "posthoc-lt extract --ckpt model.pt",
@@ -42,7 +41,7 @@ def demo(into: Path, force: bool) -> None:
     click.echo(_STORY.format(folder=show(into)))
     with _working_in(into):
         for step in STEPS:
-            line = step + (" --force" if force and "--out" in step else "")
+            line = step + (" --force" if force and ("--out" in step or " extract" in step) else "")
             click.secho(f"\n$ {line}", bold=True)
             cli.cli.main(shlex.split(line)[1:], prog_name="posthoc-lt", standalone_mode=False)
     click.echo(f"\nThe patched checkpoint is {show(into / 'balanced.pt')}: load it where you loaded model.pt.")
@@ -71,15 +70,19 @@ def unpack(folder: Path, force: bool = False) -> None:
 
 
 def _write(path: Path, content: bytes, force: bool) -> None:
-    """Write one file unless it is there already: thousands of small files need no sync to disk each."""
+    """Write one file unless it is there already, whole or not at all; thousands of small files need no sync each."""
     if path.is_file() and path.read_bytes() == content:
         return
-    if path.exists():
-        with replacing(path, force) as temporary:
-            temporary.write_bytes(content)
-        return
+    if path.exists() and not force:
+        raise PosthocError(
+            f"{show(path)}, which exists and is not the demo's",
+            "a folder of the demo's own",
+            "give --into with another folder, or --force to overwrite it",
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 @contextmanager

@@ -27,11 +27,14 @@ def export(
     ckpt: Path, head: Path, features: Path, out: Path, data: Path | None, add_bias: bool, force: bool, form: str
 ) -> None:
     """Fold a head into a checkpoint, and prove on real images that the patched network computes it."""
+    output.protect(out, None, ckpt, head, features)
+    saved, cached = load_head(head), load_features(features)
+    output.require_origin(saved, cached, head)
     made = export_head(
         ckpt,
-        load_head(head).head,
+        saved.head,
         out,
-        features=load_features(features),
+        features=cached,
         data=data,
         force=force,
         add_bias=add_bias,

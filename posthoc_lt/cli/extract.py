@@ -12,7 +12,7 @@ from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.evaluation import evaluate
 from posthoc_lt.extraction import extract_source, is_current, open_source
 from posthoc_lt.features import FeatureSet
-from posthoc_lt.files import load_features, require_writable, save_features
+from posthoc_lt.files import FEATURES, load_features, save_features
 from posthoc_lt.report import render
 
 
@@ -28,6 +28,7 @@ from posthoc_lt.report import render
     click.option("-b", "--batch-size", type=click.IntRange(min=1), default=256, show_default=True),
     click.option("-j", "--workers", type=click.IntRange(min=0), help="Threads that decode images."),
     click.option("--limit", type=click.IntRange(min=1), help="At most so many images a split, to try things out."),
+    click.option("--counts", type=options.FILE, help="A file of train images a class, for want of train/."),
     options.device,
     options.force,
     options.form,
@@ -44,13 +45,16 @@ def extract(
     batch_size: int,
     workers: int | None,
     limit: int | None,
+    counts: Path | None,
     device: str,
     force: bool,
     form: str,
     quiet: bool,
 ) -> None:
     """Run a checkpoint's network once over train/ val/ test/ and cache what its head reads."""
-    source = open_source(ckpt, data, arch=arch, limit=limit, mean=mean, std=std, input_size=input_size)
+    output.protect(out, FEATURES, ckpt)
+    numbers = None if counts is None else options.read_counts(counts)
+    source = open_source(ckpt, data, arch=arch, limit=limit, mean=mean, std=std, input_size=input_size, counts=numbers)
     features = None if force or not out.exists() else load_features(out)
     if features is not None:
         if not is_current(features, source):
@@ -61,7 +65,6 @@ def extract(
             )
         output.note(f"{out} is up to date: the same checkpoint, transform and images.", quiet)
     else:
-        require_writable(out)
         start = time.perf_counter()
         features = extract_source(source, device=device, batch_size=batch_size, workers=workers, progress=not quiet)
         save_features(features, out, force)

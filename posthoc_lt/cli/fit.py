@@ -12,6 +12,7 @@ import click
 from posthoc_lt.cli import method_summaries, options, output
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.features import FeatureSet
+from posthoc_lt.files import HEAD
 from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import group_classes
@@ -61,16 +62,15 @@ def method_command(name: str) -> click.Command:
 @click.option(
     "--bias",
     type=click.Choice(["drop", "keep", "scale"]),
-    default="drop",
-    show_default=True,
-    help="What tau-norm does with the bias.",
+    help="What tau-norm does with the bias; it drops it by default.",
 )
 @click.option("--pareto", is_flag=True, help="Add every trade of many-shot against few-shot accuracy on validation.")
 @_shared
-def tau_search(method: str, bias: str, **given: Any) -> None:
+def tau_search(method: str, bias: str | None, **given: Any) -> None:
     """Choose tau on validation data, exactly: every breakpoint of the metric, not a grid."""
-    takes_bias = any(field.name == "bias" for field in fields(METHODS[method]))
-    run(METHODS[method](**({"bias": bias} if takes_bias else {})), None, **given)
+    if bias is not None and "bias" not in {field.name for field in fields(METHODS[method])}:
+        raise click.UsageError(f"{method} has no --bias; give --method tau-norm with it.")
+    run(METHODS[method](**({} if bias is None else {"bias": bias})), None, **given)
 
 
 def run(
@@ -91,19 +91,22 @@ def run(
     pareto: bool = False,
 ) -> None:
     """Fit one method on a feature file, print it beside the baseline, and save its head if asked."""
+    output.protect(out, HEAD, features)
     cached = as_features(features, device=device)
     selection = Selection(metric, select, subject_to, groups)
-    baseline = fit("baseline", cached, selection=selection)
+    baseline = fit("baseline", cached, selection=selection.free())
     fitted = fit(method, cached, knob=knob, selection=selection)
     output.warn_unsolved(fitted, quiet)
+    output.note_bias(fitted.head, cached, quiet)
     trades = _trades(fitted, cached, groups) if pareto else None
+    opening = output.preamble({"features": features}) if form == "json" else {}
     written = output.write_head(fitted, cached, out, force)
     if form == "json":
         context = {"metric": metric, "select": select}
         record = output.fitted_record(fitted, baseline, cached, context, verbose)
         if trades is not None:
             record["pareto"] = trades
-        output.print_json({**output.preamble({"features": features}), **record, "head": written})
+        output.print_json({**opening, **record, "head": written})
         return
     if form == "table":
         output.say(_headline(fitted, metric))

@@ -24,9 +24,10 @@ def inspect(path: Path, form: str) -> None:
     if form == "json":
         click.echo(dump(found))
         return
-    width = max(map(len, found))
-    for name, value in found.items():
-        click.echo(f"{name:<{width}}  {show(value, 400)}")
+    lines = [(show(name, 40), show(value, 400)) for name, value in sorted(found.items(), key=lambda item: item[0])]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        click.echo(f"{name:<{width}}  {value}")
 
 
 def _describe(path: Path) -> Mapping[str, Any]:
@@ -39,12 +40,12 @@ def _describe(path: Path) -> Mapping[str, Any]:
 def _features(path: Path) -> Mapping[str, Any]:
     features = load_features(path)
     splits = {name: repr(split) for name, split in features.splits().items()}
-    return {"format": "feature file", "head": repr(features.head), **splits, **features.provenance}
+    return {**features.provenance, "format": "feature file", "head": repr(features.head), **splits}
 
 
 def _head(path: Path) -> Mapping[str, Any]:
     saved = load_head(path)
-    return {"format": "head file", "head": repr(saved.head), **saved.provenance}
+    return {**saved.provenance, "format": "head file", "head": repr(saved.head)}
 
 
 def _checkpoint(path: Path) -> Mapping[str, Any]:

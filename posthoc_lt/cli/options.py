@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from posthoc_lt.errors import PosthocError, show
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
@@ -16,6 +18,24 @@ FILE = click.Path(path_type=Path)
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers separated by commas; click turns a ValueError into a usage error."""
     return tuple(float(part) for part in text.split(","))
+
+
+def read_counts(path: Path) -> list[int]:
+    """Whole numbers from a text file, separated by white space or commas, or a JSON list of them.
+
+    Raises:
+        PosthocError: the file cannot be read, or holds something else.
+    """
+    try:
+        words = path.read_text(encoding="utf-8").replace(",", " ").strip().strip("[]").split()
+        counts = [int(word) for word in words]
+    except (OSError, ValueError) as error:
+        raise PosthocError(
+            f"{show(path)}, which is no list of whole numbers ({show(error)})",
+            "one train count a class, in the order of the class folders",
+            "write such as: 500, 299, 179",
+        ) from None
+    return counts
 
 
 features = click.option(
@@ -61,7 +81,9 @@ subject_to = click.option(
     metavar="FIGURE>=X",
     help="A floor on validation, such as 'many>=0.60'; may be given again.",
 )
-seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the cross-fitting folds.")
+seed = click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the cross-fitting folds."
+)
 groups = click.option(
     "--groups",
     type=(float, float),

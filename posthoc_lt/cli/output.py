@@ -6,15 +6,18 @@ import hashlib
 import os
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from posthoc_lt import __version__
+from posthoc_lt.checkpoint import read
+from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.features import FeatureSet
-from posthoc_lt.files import save_head
+from posthoc_lt.files import SavedHead, container_kind, require_writable, save_head
+from posthoc_lt.head import Head
 from posthoc_lt.pipeline import Fitted
 from posthoc_lt.pipeline.result import saved_head
 from posthoc_lt.report import Table, dump, render
@@ -24,7 +27,7 @@ def preamble(inputs: Mapping[str, Path]) -> dict[str, object]:
     """What every JSON object begins with: the command, its version, arguments and input hashes."""
     context = click.get_current_context()
     arguments = {"format" if name == "form" else name: _argument(value) for name, value in context.params.items()}
-    hashes = {name: {"path": str(path), "sha256": _sha256(path)} for name, path in inputs.items()}
+    hashes = {name: {"path": str(path), "sha256": _sha256(path)} for name, path in inputs.items() if path.is_file()}
     return {"command": context.info_name, "version": __version__, "arguments": arguments, "inputs": hashes}
 
 
@@ -62,6 +65,77 @@ def warn_unsolved(each: Fitted, quiet: bool) -> None:
         )
 
 
+def protect(out: Path | None, kind: str | None, *inputs: Path) -> None:
+    """Find out before any work that writing `out` would cost an input or another kind of file, or cannot be done.
+
+    Args:
+        out: where the command writes, if it does.
+        kind: the `container_kind` of what it writes, None for a checkpoint.
+        inputs: the files that the command reads.
+
+    Raises:
+        PosthocError: `out` is an input, a folder, a file of another kind, or cannot be written.
+    """
+    if out is None:
+        return
+    require_writable(out)
+    if not out.exists():
+        return
+    same = any(path.exists() and out.samefile(path) for path in inputs)
+    if same or not out.is_file() or _is_other(out, kind):
+        what = "an input of this command" if same else "something else than this command writes"
+        raise PosthocError(
+            f"--out {show(out)}, which is {what}",
+            "a file of its own (--force does not change that)",
+            "give another --out",
+        )
+
+
+def _is_other(path: Path, kind: str | None) -> bool:
+    """Whether a file is plainly another thing: of ours but another kind, or a checkpoint where we write ours."""
+    found = container_kind(path)
+    if found is not None or kind is None:
+        return found != kind
+    try:
+        read(path)
+    except PosthocError:
+        return False  # junk, or a file of ours cut short: --force may replace it
+    return True
+
+
+def require_origin(saved: SavedHead, features: FeatureSet, path: Path) -> None:
+    """Refuse a head that was fitted on the features of another checkpoint, or of another shape.
+
+    Raises:
+        PosthocError: it was.
+    """
+    for key in ("checkpoint_sha256", "head_name"):
+        own, theirs = features.provenance.get(key), saved.provenance.get(key)
+        if own is not None and theirs is not None and own != theirs:
+            raise PosthocError(
+                f"{show(path)}, a head fitted on another checkpoint's features ({key} {show(theirs, 16)}, "
+                f"not {show(own, 16)})",
+                "a head and features of the same checkpoint",
+                "fit it again on these features, or give the features that it was fitted on",
+            )
+    if saved.head.weight.shape != features.head.weight.shape:
+        raise PosthocError(
+            f"{show(path)}, a head of shape {tuple(saved.head.weight.shape)}",
+            f"one of shape {tuple(features.head.weight.shape)}, as these features' own",
+            "fit it again on these features",
+        )
+
+
+def note_bias(head: Head, features: FeatureSet, quiet: bool) -> None:
+    """Say in time that the network's layer has no bias for this head."""
+    if not features.head.has_bias and bool(head.bias.any()):
+        note(
+            "This head has a bias and the network's layer has none: export it with --add-bias, which the code that "
+            "loads the checkpoint must expect, or choose a method without one, such as tau-norm.",
+            quiet,
+        )
+
+
 def write_head(fitted: Fitted, features: FeatureSet, path: Path | None, force: bool) -> str | None:
     """Save a fitted head where a path was given; the path written to, else None."""
     if path is None:
@@ -72,16 +146,24 @@ def write_head(fitted: Fitted, features: FeatureSet, path: Path | None, force: b
 
 def print_table(table: Table, form: str, verbose: bool) -> None:
     """The comparison in a form other than JSON; with `verbose` each class of the last row below it."""
+    print_tables([table], form, verbose)
+
+
+def print_tables(tables: Sequence[Table], form: str, verbose: bool) -> None:
+    """Comparisons one below the other; as CSV under one header, so that a reader finds one table."""
     if form == "csv":
-        click.echo(table.csv(), nl=False)
+        if verbose:
+            raise click.UsageError("--format csv has no place for each class's figures; give --format json with -v.")
+        texts = [table.csv().splitlines(keepends=True) for table in tables]
+        click.echo("".join([*texts[0], *(line for text in texts[1:] for line in text[1:])]), nl=False)
         return
-    text = table.markdown() if form == "md" else table.text(color=_colour())
-    click.echo(text)
-    if verbose:
-        row = next((row for row in table.rows if row.chosen), table.rows[-1])
-        classes = table.shown(row).block(table.classes, verbose=True)["per_class"]
-        assert isinstance(classes, list)
-        click.echo(f"\n{row.method}, each class of {table.split}:\n{render(classes, form)}")
+    for table in tables:
+        click.echo(table.markdown() if form == "md" else table.text(color=_colour()))
+        if verbose:
+            row = next((row for row in table.rows if row.chosen), table.rows[-1])
+            classes = table.shown(row).block(table.classes, verbose=True)["per_class"]
+            assert isinstance(classes, list)
+            click.echo(f"\n{show(row.method)}, each class of {table.split}:\n{render(classes, form)}")
 
 
 def print_json(record: Mapping[str, object]) -> None:

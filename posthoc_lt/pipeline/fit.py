@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import MISSING, dataclass, fields, replace
 
 import torch
 
@@ -15,7 +16,7 @@ from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import EDGES, group_classes
 from posthoc_lt.report import Row
-from posthoc_lt.search import BOUNDS, Choice, Constraint, Goal, choose, match_prior
+from posthoc_lt.search import BOUNDS, Choice, Constraint, Goal, choose, match_prior, misses
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,18 @@ class Selection:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._goal(control=True)
-        tuple(map(Constraint.parse, self.subject_to))
+        self._goal()
 
-    def goal(self, features: FeatureSet, control: bool) -> Goal:
-        """What a method's knob is chosen for; a control is held to no constraint."""
-        return replace(self._goal(control), groups=group_classes(features.counts, self.edges))
+    def goal(self, features: FeatureSet) -> Goal:
+        """What a knob is chosen for on these features."""
+        return replace(self._goal(), groups=group_classes(features.counts, self.edges))
 
-    def _goal(self, control: bool) -> Goal:
-        constraints = () if control else tuple(map(Constraint.parse, self.subject_to))
-        return Goal(self.metric, self.rule, constraints)
+    def free(self) -> Selection:
+        """The same without constraints."""
+        return replace(self, subject_to=())
+
+    def _goal(self) -> Goal:
+        return Goal(self.metric, self.rule, tuple(map(Constraint.parse, self.subject_to)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,21 @@ class Fitted:
         return self.method.name
 
     @property
+    def options(self) -> str:
+        """The options that differ from their defaults, such as ``bias=scale``; the knob has its own column."""
+        changed = (
+            f"{field.name}={getattr(self.method, field.name)}"
+            for field in fields(self.method)
+            if field.name != self.method.knob and getattr(self.method, field.name) != field.default is not MISSING
+        )
+        return ", ".join(changed)
+
+    @property
+    def label(self) -> str:
+        """The name with the options: what tells two settings of one method apart."""
+        return f"{self.name} ({self.options})" if self.options else self.name
+
+    @property
     def head(self) -> Head:
         """The chosen head."""
         return self.choice.head
@@ -79,10 +97,17 @@ class Fitted:
             return None
         return self.family.certificates[self.family.knobs.index(self.choice.knob)]
 
+    def misses(self, goal: Goal) -> float:
+        """By how much the chosen head misses the constraints on validation; 0 where it meets them."""
+        if not goal.subject_to or self.val is None:
+            return 0.0
+        return misses(goal, self.val.labels, self.val.predicted, self.val.classes)
+
     def row(self, chosen: bool = False) -> Row:
         """This method's line of the comparison table."""
         return Row(
             method=self.name,
+            options=self.options,
             knob=self.method.knob,
             value=self.choice.knob,
             control=self.method.control,
@@ -92,43 +117,60 @@ class Fitted:
         )
 
 
-def make(name: str | Method) -> Method:
-    """A method with its default options from its name; a method itself passes through.
+def make(method: str | Method | type[Method]) -> Method:
+    """A method with its default options from its name or its class; a method itself passes through.
 
     Raises:
         PosthocError: there is no such method.
     """
-    if not isinstance(name, str):
-        return name
-    if name not in METHODS:
-        raise PosthocError(f"method {show(name)!r}", "one of " + ", ".join(METHODS), "drop it, or correct its name")
-    return METHODS[name]()
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, type) and issubclass(method, Method):
+        return method()
+    if method not in METHODS:
+        raise PosthocError(f"method {show(method)!r}", "one of " + ", ".join(METHODS), "drop it, or correct its name")
+    return METHODS[method]()
 
 
 def fit(
-    method: str | Method, features: FeatureSet, *, knob: float | None = None, selection: Selection | None = None
+    method: str | Method | type[Method],
+    features: FeatureSet,
+    *,
+    knob: float | None = None,
+    selection: Selection | None = None,
 ) -> Fitted:
     """Fit one method and choose its knob.
 
     Args:
-        method: a name, or a method with its options.
+        method: a name, a method's class, or a method with its options.
         features: train to fit on, val to choose on, test to judge on.
         knob: the knob's value, where you set it yourself; else validation chooses it.
         selection: how validation chooses.
 
     Raises:
-        PosthocError: the method is unknown or cannot be fitted, or there is nothing to choose on.
+        PosthocError: the method is unknown or cannot be fitted, there is nothing to choose on, or the
+            constraints are not met.
     """
     method, selection = make(method), selection or Selection()
+    if knob is not None and not math.isfinite(knob):
+        raise PosthocError(f"{method.knob} = {knob}", "a finite number", f"give --{method.knob} 1.0, or leave it out")
     family = method.fit(features.head, features.training)
     choice = _choice(method, family, features, knob, selection)
-    return Fitted(
+    fitted = Fitted(
         method,
         family,
         choice,
         val=_judge(choice.head, features.val, features, selection),
         test=_judge(choice.head, features.test, features, selection),
     )
+    if (short := fitted.misses(selection.goal(features))) > 0:
+        raise PosthocError(
+            f"{method.name} as given, which misses --subject-to {' and '.join(selection.subject_to)} on validation "
+            f"by {short:.3f}",
+            "a head that keeps to the floors",
+            f"leave out --{method.knob or 'subject-to'}, or give a lower floor",
+        )
+    return fitted
 
 
 def _choice(method: Method, family: Family, features: FeatureSet, knob: float | None, selection: Selection) -> Choice:
@@ -137,10 +179,10 @@ def _choice(method: Method, family: Family, features: FeatureSet, knob: float | 
         knob = family.knobs[0]
     if knob is not None:
         return Choice(knob, family.at(knob), "given")
-    if method.knob is None and (method.control or not selection.subject_to):
+    if method.knob is None:
         return Choice(None, family.at(None), "none")
     if val is not None and val.y is not None:
-        return choose(family, val, selection.goal(features, method.control))
+        return choose(family, val, selection.goal(features))
     if isinstance(family, Line | Power | KeptBias) and not selection.subject_to:
         return _choose_without_labels(family, val)
     raise PosthocError(

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import EDGES
-from posthoc_lt.pipeline.fit import Fitted, Selection, fit
-from posthoc_lt.pipeline.result import Result
+from posthoc_lt.pipeline.fit import Fitted, Selection, fit, make
+from posthoc_lt.pipeline.result import Comparison, Procedure, Result
 from posthoc_lt.pipeline.source import Source, as_features
-from posthoc_lt.report import Table
-from posthoc_lt.search import cross_fit, value
+from posthoc_lt.search import cross_fit, stratified_folds, value
+
+Methods: TypeAlias = "str | Sequence[str | Method | type[Method]] | None"
 
 
 def compare(
@@ -26,20 +27,19 @@ def compare(
     val: Any = None,
     test: Any = None,
     *,
-    methods: Sequence[str | Method] | None = None,
+    methods: Methods = None,
     metric: str = "balanced-accuracy",
     select: str = "guarded",
     subject_to: Sequence[str] = (),
     edges: tuple[float, float] = EDGES,
     device: str | torch.device = "auto",
-) -> Table:
+) -> Comparison:
     """Fit every method, choose each one's knob on validation, and set them side by side; choose none.
 
     Arguments are those of `rebalance`.
     """
     features = as_features(source, train, val, test, device=device)
-    fitted, _ = _fit_all(features, methods, Selection(metric, select, tuple(subject_to), edges))
-    return Table.against([each.row() for each in fitted], features.classes)
+    return _fit_all(features, methods, Selection(metric, select, tuple(subject_to), edges))
 
 
 def rebalance(
@@ -48,7 +48,7 @@ def rebalance(
     val: Any = None,
     test: Any = None,
     *,
-    methods: Sequence[str | Method] | None = None,
+    methods: Methods = None,
     metric: str = "balanced-accuracy",
     select: str = "guarded",
     subject_to: Sequence[str] = (),
@@ -72,73 +72,110 @@ def rebalance(
         metric: what is chosen by: ``balanced-accuracy``, ``accuracy``, ``macro-f1``, ``g-mean``,
             ``harmonic-mean``, ``many``, ``medium`` or ``few``.
         select: ``guarded``, ``nll`` or ``metric``, how a knob is chosen.
-        subject_to: floors on validation, such as ``many>=0.60``; methods that cannot meet them are left out.
+        subject_to: floors on validation, such as ``many>=0.60``; heads that miss one are not chosen.
         edges: the lowest and the highest train count of the medium group.
         seed: of the folds that methods are ranked over.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        PosthocError: the parts do not fit, or there is nothing to choose on.
+        PosthocError: the parts do not fit, there is nothing to choose on, or nothing meets the floors.
     """
     features = as_features(source, train, val, test, device=device)
     selection = Selection(metric, select, tuple(subject_to), edges, seed)
-    fitted, skipped = _fit_all(features, methods, selection)
-    scores = {each.name: _cross_fitted(each, features, selection) for each in fitted if _eligible(each)}
-    chosen = max((each for each in fitted if _eligible(each)), key=lambda each: scores[each.name])
+    found = _fit_all(features, methods, selection)
+    candidates = _candidates(found, selection)
+    predicted = [_cross_fitted(each, features, selection) for each in candidates]
+    scores = [_figure(features, selection, row) for row in predicted]
+    chosen = candidates[max(range(len(candidates)), key=scores.__getitem__)]
     return Result(
         features=features,
-        fitted=tuple(fitted),
+        fitted=found.fitted,
+        skipped=found.skipped,
         chosen=chosen,
         selection=selection,
-        scores=scores,
-        skipped=skipped,
+        scores={each.label: score for each, score in zip(candidates, scores, strict=True)},
+        procedure=_judge_procedure(features, selection, predicted),
         model=source if isinstance(source, nn.Module) else None,
     )
 
 
-def _eligible(fitted: Fitted) -> bool:
-    """Whether a method may be chosen: not the refit control, but the untouched head where nothing beats it."""
-    return fitted.name == "baseline" or not fitted.method.control
+def _candidates(found: Comparison, selection: Selection) -> list[Fitted]:
+    """What may be chosen: every head within the floors but the refit control; the untouched head too."""
+    goal = selection.goal(found.features)
+    eligible = [each for each in found.fitted if each.name == "baseline" or not each.method.control]
+    within = [each for each in eligible if each.misses(goal) <= 0]
+    if not within:
+        raise PosthocError(
+            f"--subject-to {' and '.join(selection.subject_to)}, which no method meets on validation",
+            "floors that some head can reach",
+            "give lower floors; tau-search --pareto shows what can be had",
+        )
+    return within
 
 
-def _fit_all(
-    features: FeatureSet, methods: Sequence[str | Method] | None, selection: Selection
-) -> tuple[list[Fitted], dict[str, str]]:
+def _fit_all(features: FeatureSet, methods: Methods, selection: Selection) -> Comparison:
     """Every method asked for after the baseline, and the reason for each that could not be fitted.
 
     A method asked for by name must fit; of the default ones, those that these features cannot carry
-    (no train features, a class without samples) are left out and said to be.
+    (no train features, a class without samples, floors out of reach) are left out and said to be.
+    Controls are there to compare with and held to no floor.
     """
-    wanted: list[str | Method] = ["baseline", *(name for name in methods or METHODS if name != "baseline")]
+    asked = [methods] if isinstance(methods, str) else methods
+    wanted = list(dict.fromkeys(make(each) for each in (asked or METHODS)))
+    wanted = [make("baseline"), *(each for each in wanted if each.name != "baseline")]
     if features.val is None or features.val.y is None or not len(features.val):
         raise PosthocError(
             "features without a labelled validation split",
             "validation samples, which the network was not trained on, to choose methods and knobs by",
             "extract again with a val/ folder, or fit one method with its knob set: posthoc-lt logit-adjust --tau 1.0",
         )
-    fitted: list[Fitted] = []
-    skipped: dict[str, str] = {}
-    for each in wanted:
-        made = _attempt(each, features, selection, strict=bool(methods) or each == "baseline")
-        if isinstance(made, Fitted):
-            fitted.append(made)
-        else:
-            skipped[str(each)] = made
-    return fitted, skipped
+    made = [(each, _attempt(each, features, selection, strict=asked is not None)) for each in wanted]
+    return Comparison(
+        features,
+        tuple(each for _, each in made if isinstance(each, Fitted)),
+        {method.name: reason for method, reason in made if isinstance(reason, str)},
+    )
 
 
-def _attempt(method: str | Method, features: FeatureSet, selection: Selection, strict: bool) -> Fitted | str:
+def _attempt(method: Method, features: FeatureSet, selection: Selection, strict: bool) -> Fitted | str:
     """The fitted method, or why these features cannot carry it."""
     try:
-        return fit(method, features, selection=selection)
+        return fit(method, features, selection=selection.free() if method.control else selection)
     except PosthocError as error:
-        if strict:
+        if strict or method.name == "baseline":
             raise
         return str(error)
 
 
-def _cross_fitted(fitted: Fitted, features: FeatureSet, selection: Selection) -> float:
+def _cross_fitted(fitted: Fitted, features: FeatureSet, selection: Selection) -> Tensor:
+    """Predictions (N,) on validation, each under a knob chosen without it."""
     assert features.val is not None  # _fit_all has seen to it
-    goal = selection.goal(features, fitted.method.control)
-    predicted = cross_fit(fitted.family, features.val, goal, seed=selection.seed)
+    if fitted.choice.decided_by in ("none", "given"):
+        assert fitted.val is not None
+        return fitted.val.predicted
+    return cross_fit(fitted.family, features.val, selection.goal(features), seed=selection.seed)
+
+
+def _figure(features: FeatureSet, selection: Selection, predicted: Tensor) -> float:
+    goal = selection.goal(features)
+    assert features.val is not None
     return value(goal.figure, features.val.labels, predicted, features.head.classes, goal.groups)
+
+
+def _judge_procedure(features: FeatureSet, selection: Selection, predicted: list[Tensor]) -> Procedure:
+    """What choosing the best of several methods is worth: each fold judged by the method best on the others."""
+    assert features.val is not None
+    labels, goal = features.val.labels, selection.goal(features)
+    fold = stratified_folds(labels, seed=selection.seed)
+    outcome = predicted[0].clone()
+    for index in range(int(fold.max()) + 1):
+        rest = fold != index
+        if not bool(rest.any()):
+            continue
+
+        def on_the_rest(row: Tensor, rest: Tensor = rest) -> float:
+            return value(goal.on(labels[rest]).figure, labels[rest], row[rest], features.head.classes, goal.groups)
+
+        best = max(predicted, key=on_the_rest)
+        outcome[~rest] = best[~rest]
+    return Procedure(outcome, _figure(features, selection, outcome))

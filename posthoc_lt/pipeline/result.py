@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.evaluation import difference, group_difference
@@ -22,6 +22,7 @@ from posthoc_lt.pipeline.fit import Fitted, Selection
 from posthoc_lt.report import Table, verdict
 from posthoc_lt.report.plot import plot_classes, plot_curve
 from posthoc_lt.search import value
+from posthoc_lt.stats import paired
 
 if TYPE_CHECKING:
     import pandas
@@ -29,25 +30,69 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """A rebalanced head and all that led to it.
+class Comparison:
+    """Methods fitted on the same features.
 
     Args:
-        features: what it was fitted, chosen and judged on.
-        fitted: every method, in the table's order.
-        chosen: the one that validation supports.
-        selection: the metric and rule that chose.
-        scores: the cross-fitted validation metric of every method that could have been chosen.
+        features: what they were fitted, chosen and judged on.
+        fitted: every method, the untouched head first.
         skipped: methods that could not be fitted, with the reason.
-        model: the network, where it was given in memory.
     """
 
     features: FeatureSet
     fitted: tuple[Fitted, ...]
+    skipped: Mapping[str, str]
+
+    @cached_property
+    def comparison(self) -> Table:
+        """Every method against the baseline, paired."""
+        return self._table(None)
+
+    def _table(self, chosen: Fitted | None) -> Table:
+        rows = [each.row(chosen=each is chosen) for each in self.fitted]
+        return Table.against(rows, self.features.classes)
+
+    @property
+    def table(self) -> pandas.DataFrame:
+        """The comparison as a pandas frame: a row a method."""
+        return self.comparison.frame()
+
+    def __repr__(self) -> str:
+        return self.comparison.text()
+
+    def _repr_html_(self) -> str:
+        return self.comparison.html()
+
+
+@dataclass(frozen=True, eq=False)
+class Procedure:
+    """Fitting every method and taking the best, judged on samples that had no say in it.
+
+    Args:
+        predicted: (N,) on validation, each by a method and a knob chosen on other folds.
+        figure: the metric of these predictions.
+    """
+
+    predicted: Tensor
+    figure: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result(Comparison):
+    """A rebalanced head and all that led to it.
+
+    Args:
+        chosen: the method that validation supports.
+        selection: the metric and rule that chose.
+        scores: the cross-fitted validation metric of every method that could have been chosen, by label.
+        procedure: what all of this choosing is worth, judged on validation.
+        model: the network, where it was given in memory.
+    """
+
     chosen: Fitted
     selection: Selection
     scores: Mapping[str, float]
-    skipped: Mapping[str, str]
+    procedure: Procedure
     model: nn.Module | None = None
 
     @property
@@ -73,34 +118,30 @@ class Result:
 
     @cached_property
     def comparison(self) -> Table:
-        """Every method against the baseline, paired."""
-        rows = [each.row(chosen=each is self.chosen) for each in self.fitted]
-        return Table.against(rows, self.features.classes)
-
-    @property
-    def table(self) -> pandas.DataFrame:
-        """The comparison as a pandas frame: a row a method."""
-        return self.comparison.frame()
+        """Every method against the baseline, paired, the chosen one marked."""
+        return self._table(self.chosen)
 
     @property
     def optimism(self) -> float:
-        """How much the chosen method's validation figure flatters: apparent minus cross-fitted."""
-        val, goal = self.chosen.val, self.selection.goal(self.features, control=True)
+        """How much the chosen head's validation metric flatters: apparent, minus that of the `procedure`."""
+        val, goal = self.chosen.val, self.selection.goal(self.features)
         assert val is not None  # rebalance does not start without it
-        return value(goal.figure, val.labels, val.predicted, val.classes, goal.groups) - self.scores[self.method]
+        return value(goal.figure, val.labels, val.predicted, val.classes, goal.groups) - self.procedure.figure
 
     @property
     def reason(self) -> str:
-        """One sentence: why this method, by the cross-fitted validation metric."""
+        """Why this method, and what validation says of such a choice when it is judged on other samples."""
         metric = self.selection.metric.replace("-", " ")
-        knobs = "".join(f" ({name} = {value:.3g})" for name, value in self.knobs.items())
-        own, untouched, flattery = (
-            100 * figure for figure in (self.scores[self.method], self.scores["baseline"], self.optimism)
-        )
+        knobs = "".join(f" ({name} = {number:.3g})" for name, number in self.knobs.items())
+        own, honest = 100 * self.scores[self.chosen.label], 100 * self.procedure.figure
+        before = self.fitted[0].val
+        assert before is not None
+        gain = paired(before.labels, before.right, self.procedure.predicted == before.labels, before.classes)
         return (
-            f"{self.method}{knobs} has the best cross-fitted validation {metric}, {own:.1f}% (untouched head "
-            f"{untouched:.1f}%); judged on the samples that its knob was chosen on, it would look {flattery:.1f} "
-            "points better."
+            f"{self.chosen.label}{knobs} has the best cross-fitted validation {metric}, {own:.1f}%. Choosing method "
+            f"and knob in this way, judged on folds that had no say in it, gives {honest:.1f}%; against the untouched "
+            f"head that is {100 * gain.delta:+.1f} points of balanced accuracy [{100 * gain.low:+.1f}, "
+            f"{100 * gain.high:+.1f}]."
         )
 
     @property
@@ -159,8 +200,11 @@ class Result:
             Path(checkpoint), self.head, Path(out), features=self.features, data=place, force=force, add_bias=add_bias
         )
 
-    def apply(self) -> nn.Module:
+    def apply(self, add_bias: bool = False) -> nn.Module:
         """A copy of the network that was given in memory, with the chosen head.
+
+        Args:
+            add_bias: add a bias to a layer that has none, where the head needs one.
 
         Raises:
             PosthocError: the features did not come from a network in memory.
@@ -171,7 +215,7 @@ class Result:
                 "a result of rebalance(model, train_loader, val_loader)",
                 "use result.export('model.pt', 'balanced.pt')",
             )
-        return apply(self.model, self.features.provenance["head_name"], self.head)
+        return apply(self.model, self.features.provenance["head_name"], self.head, add_bias=add_bias)
 
     def __repr__(self) -> str:
         knobs = "".join(f", {name}={value:.3g}" for name, value in self.knobs.items())

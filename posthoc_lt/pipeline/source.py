@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from posthoc_lt.device import resolve_device
-from posthoc_lt.errors import PosthocError, show
+from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.extraction import extract_loaders
-from posthoc_lt.features import Features, FeatureSet
+from posthoc_lt.features import SPLITS, Features, FeatureSet
 from posthoc_lt.files import load_features
 from posthoc_lt.head import Head
 
@@ -28,48 +29,70 @@ def as_features(
     Args:
         source: the path of a feature file; a FeatureSet; an ``nn.Module``, with loaders of (inputs,
             labels) as the splits; or a head, as `Head`, weight array (C, D) or (weight, bias), with
-            splits (x, y) of shapes (N, D) and (N,).
+            splits (x, y) of shapes (N, D) and (N,). The last two may come with their splits as one tuple.
         train: the train split; for a head also class counts (C,) alone.
         val: the validation split.
-        test: the test split.
+        test: the test split; its y may be None.
         device: where arithmetic runs.
 
     Raises:
         PosthocError: the form is none of these, or the parts do not fit together.
     """
-    if isinstance(source, tuple) and train is None:
-        return as_features(*source, device=device)
+    given = {"train": train, "val": val, "test": test}
+    if isinstance(source, tuple) and _is_bundle(source):
+        source, given = source[0], _merged(source[1:], given)
     place = resolve_device(device)
-    if isinstance(source, nn.Module):
-        if not (_is_loader(train) and _is_loader(val)):
+    if isinstance(source, str | os.PathLike | FeatureSet):
+        if extra := [name for name, value in given.items() if value is not None]:
             raise PosthocError(
-                "a network without a train and a validation loader",
-                "loaders that yield (inputs, labels)",
-                "call rebalance(model, train_loader, val_loader)",
+                f"{listed(extra)} beside features that hold their own splits",
+                "one or the other",
+                "drop the extra arguments, or give the head with its splits",
             )
-        features = extract_loaders(source, train, val, test, device=device)
-    elif isinstance(source, str | os.PathLike):
-        features = load_features(Path(source))
-    elif isinstance(source, FeatureSet):
-        features = source
+        features = source if isinstance(source, FeatureSet) else load_features(Path(source))
+    elif isinstance(source, nn.Module):
+        features = _from_loaders(source, given, device)
     else:
-        features = _from_arrays(_as_head(source), train, val, test)
+        features = _from_arrays(_as_head(source), given)
     # Fits and searches decide in float64, which Apple's GPUs do not have.
     return features.to(torch.device("cpu") if place.type == "mps" else place)
 
 
-def _from_arrays(head: Head, train: Any, val: Any, test: Any) -> FeatureSet:
-    counts = None
+def _is_bundle(source: tuple[Any, ...]) -> bool:
+    """Whether a tuple is a network or a head with its splits, rather than (weight, bias)."""
+    return len(source) > 2 or (len(source) > 0 and isinstance(source[0], nn.Module | Head | tuple))
+
+
+def _merged(bundled: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+    inside = dict(zip(SPLITS, bundled, strict=False))
+    if len(bundled) > len(SPLITS) or any(given[name] is not None for name in inside):
+        raise PosthocError(
+            f"a tuple of {len(bundled) + 1} and a split that it holds already",
+            "(source, train, val, test), each once",
+            "call rebalance(source, train, val, test=test)",
+        )
+    return {**given, **inside}
+
+
+def _from_loaders(model: nn.Module, given: dict[str, Any], device: str | torch.device) -> FeatureSet:
+    for name, loader in given.items():
+        if (loader is None and name != "test") or not (loader is None or _is_loader(loader)):
+            raise PosthocError(
+                f"a network with {name} of type {type(loader).__name__}",
+                "a train and a validation loader that yield (inputs, labels)",
+                "call rebalance(model, train_loader, val_loader)",
+            )
+    return extract_loaders(model, *given.values(), device=device)
+
+
+def _from_arrays(head: Head, given: dict[str, Any]) -> FeatureSet:
+    train, counts = given["train"], None
     if train is not None and not _is_pair(train):
         train, counts = None, _tensor(train, "train counts")
-    return FeatureSet(
-        head=head,
-        train=_as_split(train, "train"),
-        val=_as_split(val, "val"),
-        test=_as_split(test, "test"),
-        provenance={"source": "arrays"},
-        train_counts=counts,
+    train, val, test = (
+        _as_split(pair, name) for name, pair in (("train", train), ("val", given["val"]), ("test", given["test"]))
     )
+    return FeatureSet(head, train, val, test, provenance={"source": "arrays"}, train_counts=counts)
 
 
 def _as_head(source: Any) -> Head:
@@ -87,12 +110,16 @@ def _as_split(pair: Any, name: str) -> Features | None:
         raise PosthocError(
             f"{name} of type {type(pair).__name__}", "a pair (features (N, D), labels (N,))", f"give {name}=(x, y)"
         )
-    return Features(_tensor(pair[0], f"{name} features"), _tensor(pair[1], f"{name} labels"))
+    labels = None if pair[1] is None else _tensor(pair[1], f"{name} labels")
+    return Features(_tensor(pair[0], f"{name} features"), labels)
 
 
 def _tensor(value: Any, what: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach()
     try:
-        return torch.as_tensor(value)
+        # A copy where strides are negative or the memory is read-only, which torch cannot take as they are.
+        return torch.from_numpy(np.require(np.asarray(value), requirements=["C", "W"]))
     except (TypeError, ValueError, RuntimeError):
         raise PosthocError(
             f"{what} of type {show(type(value).__name__)}",
@@ -102,7 +129,11 @@ def _tensor(value: Any, what: str) -> Tensor:
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2
+    """Whether this is (a matrix, something), rather than a matrix or a row of counts."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    first = value[0]
+    return (first.ndim if isinstance(first, Tensor) else np.ndim(first)) == 2
 
 
 def _is_loader(value: Any) -> bool:

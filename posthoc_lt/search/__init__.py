@@ -1,6 +1,6 @@
 """Choosing a knob on validation data: exact intervals, the step curve they add up to, the rule."""
 
-from posthoc_lt.search.choose import BOUNDS, Choice, choose
+from posthoc_lt.search.choose import BOUNDS, Choice, choose, misses
 from posthoc_lt.search.crossfit import cross_fit, stratified_folds
 from posthoc_lt.search.curve import Curve, step_curve
 from posthoc_lt.search.figures import FIGURES, Constraint, value
@@ -22,6 +22,7 @@ __all__ = [
     "choose",
     "cross_fit",
     "match_prior",
+    "misses",
     "pareto",
     "step_curve",
     "stratified_folds",

@@ -146,6 +146,12 @@ def choose_index(profile: Profile, labels: Tensor, goal: Goal) -> int:
     return pick(profile, labels, goal, inside)[0]
 
 
+def misses(goal: Goal, labels: Tensor, predicted: Tensor, classes: int) -> float:
+    """By how much predictions (N,) miss the constraints; 0 where they meet them."""
+    short = -float(_slack(predicted[None], labels, classes, goal)[0])
+    return short if short > TIE else 0.0
+
+
 def _slack(predicted: Tensor, labels: Tensor, classes: int, goal: Goal) -> Tensor:
     """By how much each row of predictions (K, N) clears the constraints; at most 0."""
     slack = torch.zeros(len(predicted), dtype=torch.float64)

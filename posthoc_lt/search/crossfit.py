@@ -36,7 +36,8 @@ def cross_fit(family: Family, val: Features, goal: Goal | None = None, *, folds:
 
     The heads of a family do not depend on validation data, only the choice of the knob does, so this
     judges method and rule together, without the optimism of judging on the samples chosen on. A single
-    sample has no other fold and is judged by the choice made on itself.
+    sample has no other fold and is judged by the choice made on itself. Where a fold's others hold no
+    sample of a group that the goal names, the choice for that fold does without that part of the goal.
     """
     goal = goal or Goal()
     fold = stratified_folds(val.labels, folds, seed)
@@ -46,9 +47,9 @@ def cross_fit(family: Family, val: Features, goal: Goal | None = None, *, folds:
         held, rest = (fold == index).nonzero().flatten(), (fold != index).nonzero().flatten()
         rest = rest if len(rest) else held
         if profile is None:
-            head = choose(family, val.subset(rest), goal, strict=False).head
+            head = choose(family, val.subset(rest), goal.on(val.labels[rest]), strict=False).head
             predicted[held] = predict(head, val.subset(held))
         else:
-            chosen = choose_index(profile.subset(rest), val.labels[rest], goal)
+            chosen = choose_index(profile.subset(rest), val.labels[rest], goal.on(val.labels[rest]))
             predicted[held] = profile.predicted[chosen, held]
     return predicted

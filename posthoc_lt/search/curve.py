@@ -12,12 +12,13 @@ from posthoc_lt.search.intervals import Intervals
 TIE = 1e-11
 """Sums that differ by less are the same value summed in another order."""
 
-RESOLUTION = 2.0**-30
-"""Breakpoints are rounded to multiples of this, about 1e-9.
+RESOLUTION = 2.0**-18
+"""Breakpoints are rounded to multiples of this, about 4e-6.
 
 The same breakpoint reached through two divisions differs in its last bits, which would open a cell of
-width 1e-16 on which both of two neighbours seem right. Rounding keeps the order of breakpoints, so no
-overlap is invented, and every cell that remains is wide enough to put a head in.
+width 1e-16 on which both of two neighbours seem right; and a head in float32 cannot tell knob values
+apart that are closer than about 1e-6. Rounding keeps the order of breakpoints, so no overlap is invented,
+and every cell that remains is wide enough to put a head in.
 """
 
 

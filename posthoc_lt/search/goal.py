@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,23 @@ class Goal:
     def figure(self) -> Figure:
         """The figure that is made large."""
         return FIGURES[self.metric]
+
+    def on(self, labels: Tensor) -> Goal:
+        """The goal as far as these samples carry it: without a sample of a group, its figure says nothing.
+
+        Such a group's constraints are dropped, and as the metric balanced accuracy stands in for it.
+        """
+        present = torch.bincount(labels) > 0
+
+        def carried(name: str) -> bool:
+            group = FIGURES[name].group
+            return group is None or self.groups is None or bool(self.groups[group][: len(present)][present].any())
+
+        return replace(
+            self,
+            metric=self.metric if carried(self.metric) else "balanced-accuracy",
+            subject_to=tuple(each for each in self.subject_to if carried(each.figure)),
+        )
 
     def weights(self, labels: Tensor) -> Tensor:
         """Sample weights (N,) of the likelihood, summing to 1: alike for plain accuracy, else class-balanced."""

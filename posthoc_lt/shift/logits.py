@@ -1,0 +1,18 @@
+"""One pass over the logits of a head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from posthoc_lt.features import Features
+from posthoc_lt.head import Head
+
+
+def float64_logits(head: Head, features: Features) -> Iterator[Tensor]:
+    """Float64 logits, block by block."""
+    here = head.to(features.device)
+    for _, x in features.chunks(4 * head.classes, head.weight.dtype):
+        logits = here(x)
+        yield (logits.cpu() if logits.device.type == "mps" else logits).double()  # MPS has no float64
