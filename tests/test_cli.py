@@ -13,14 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.special import logsumexp
 from torch import nn
 
 from posthoc_lt import METHODS, Features, FeatureSet, Head, load_features, load_head, save_features, save_head
 from posthoc_lt.cli import cli, run
 from posthoc_lt.cli.demo import STEPS
+from posthoc_lt.conformal import load_thresholds
 from posthoc_lt.files import SavedHead
 
 BLOCK = set(
@@ -239,9 +242,9 @@ def _write_bad_inputs(folder: Path, good: FeatureSet) -> None:
         ("ncm --transform l2n", 1, "cosine"),
         ("rebalance --groups 100 20", 1, "edges"),
         ("rebalance --device abacus", 1, "abacus"),
-        ("evaluate --head feats.safetensors", 1, "not ours"),
+        ("evaluate --head feats.safetensors", 1, "which is a feature file"),
         ("export --ckpt model.pt --head nowhere", 1, "nowhere"),
-        ("export --ckpt model.pt --head feats.safetensors", 1, "not ours"),
+        ("export --ckpt model.pt --head feats.safetensors", 1, "which is a feature file"),
         ("inspect a-file", 1, "a-file"),
         ("baulk", 2, "baulk"),
     ],
@@ -475,3 +478,35 @@ def test_counts_stand_in_for_a_train_folder(there: Path, capsys: pytest.CaptureF
     (there / "counts.txt").write_text("500 299")
     status, message = refusal_of([*command, "other", "--counts", "counts.txt"], capsys)
     assert (status, "2 train counts for 10 classes" in message) == (1, True)
+
+
+def test_calibrate_makes_probabilities_that_hold_better(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of("calibrate --out prob.safetensors", capsys)
+    before, after = found["rows"]
+    assert after["nll"] < before["nll"]
+    assert after["ece"] < before["ece"]
+    made, cached = load_head(there / "prob.safetensors").head, load_features(there / "feats.safetensors")
+    assert cached.test is not None
+    logits = made(cached.test.x).double().numpy()
+    labels = cached.test.labels.numpy()
+    log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+    assert after["nll"] == pytest.approx(-log_p[np.arange(len(labels)), labels].mean(), abs=1e-6)
+    assert json_of("export --ckpt model.pt --head prob.safetensors --out prob.pt", capsys)["changed"]
+    shares = json_of("calibrate --deploy train", capsys)["rows"]
+    assert shares[1]["nll"] < shares[0]["nll"] + 1e-9
+    (there / "shares.txt").write_text("1 2")
+    status, message = refusal_of(["calibrate", "--deploy", "shares.txt"], capsys)
+    assert (status, "10 numbers" in message) == (1, True)
+
+
+@pytest.mark.parametrize("kind", ["marginal", "classwise", "interpolated", "prevalence"])
+def test_conformal_sets_cover(kind: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of(f"conformal --kind {kind} --alpha 0.2 --out sets-{kind}.safetensors", capsys)
+    (row,) = found["rows"]
+    assert row["coverage"] > 0.7
+    assert 0.5 < row["mean_size"] < 10
+    assert found["unsupported"] == []
+    assert load_thresholds(there / f"sets-{kind}.safetensors").kind == kind
+    if kind == "classwise":
+        scarce = json_of("conformal --kind classwise --alpha 0.01", capsys)
+        assert len(scarce["unsupported"]) == 10, "20 samples a class do not support 1 %"

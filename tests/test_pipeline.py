@@ -123,8 +123,8 @@ def test_torch_loaders_are_taken_as_they_are() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     x, y = torch.randn(60, 4), torch.arange(60) % 3
-    loader = DataLoader(TensorDataset(x, y), batch_size=16)
-    found = posthoc_lt.rebalance(model, loader, loader, methods=["logit-adjust"])
+    loader, other = (DataLoader(TensorDataset(inputs, y), batch_size=16) for inputs in (x, torch.randn(60, 4)))
+    found = posthoc_lt.rebalance(model, loader, other, methods=["logit-adjust"])
     assert found.apply()(x).shape == (60, 3)
     with pytest.raises(PosthocError, match="train and a validation loader"):
         posthoc_lt.rebalance(model, loader)
@@ -157,9 +157,9 @@ def test_the_untouched_head_is_kept_where_nothing_beats_it() -> None:
     counts = np.array([900, 90, 10])
     means = 2.0 * np.eye(3)
     y = np.repeat(np.arange(3), counts)
-    x = means[y] + rng.normal(size=(len(y), 3))
+    x, other = (means[y] + rng.normal(size=(len(y), 3)) for _ in range(2))
     head = (means, np.log(counts / counts.sum()) - (means**2).sum(axis=1) / 2)
-    found = posthoc_lt.rebalance(head, (x, y), (x, y), metric="accuracy", select="metric", methods=["ncm"])
+    found = posthoc_lt.rebalance(head, (x, y), (other, y), metric="accuracy", select="metric", methods=["ncm"])
     assert found.method == "baseline"
     assert found.knobs == {}
     assert found.tau is None

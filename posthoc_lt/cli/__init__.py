@@ -34,6 +34,8 @@ COMMANDS: Mapping[str, Entry] = {
     "rebalance": Entry("compare", "Fit every method and take the one that validation supports."),
     "compare": Entry("compare", "Fit every method and set them side by side."),
     "evaluate": Entry("compare", "Judge a saved head, or the untouched one."),
+    "calibrate": Entry("calibrate", "Make a head whose softmax gives probabilities."),
+    "conformal": Entry("conformal", "Fit prediction sets that cover the rare classes too."),
     "export": Entry("export", "Fold a head into a checkpoint of the same kind, verified."),
     "demo": Entry("demo", "Run the whole job on an embedded real case."),
 }

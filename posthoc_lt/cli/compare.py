@@ -8,11 +8,12 @@ import click
 
 import posthoc_lt
 from posthoc_lt.cli import options, output
+from posthoc_lt.cli.heads import open_head
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.evaluation import Evaluation
 from posthoc_lt.evaluation import evaluate as evaluate_head
 from posthoc_lt.features import FeatureSet
-from posthoc_lt.files import HEAD, load_head
+from posthoc_lt.files import HEAD
 from posthoc_lt.head import Head
 from posthoc_lt.methods import METHODS
 from posthoc_lt.pipeline import Comparison, Result, as_features
@@ -164,8 +165,7 @@ def evaluate(
     cached = as_features(features, device=device)
     heads = {"baseline": cached.head}
     if head is not None:
-        saved = load_head(head)
-        output.require_origin(saved, cached, head)
+        saved = open_head(head, cached)
         heads[f"saved: {saved.provenance.get('method', 'head')}"] = saved.head
     judged = _judge(heads, cached, groups)
     if form == "json":

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from posthoc_lt.cli import options, output
+from posthoc_lt.cli.heads import open_head
 from posthoc_lt.export import export as export_head
-from posthoc_lt.files import load_features, load_head
+from posthoc_lt.files import load_features
 from posthoc_lt.report import dump
 
 
@@ -28,8 +29,8 @@ def export(
 ) -> None:
     """Fold a head into a checkpoint, and prove on real images that the patched network computes it."""
     output.protect(out, None, ckpt, head, features)
-    saved, cached = load_head(head), load_features(features)
-    output.require_origin(saved, cached, head)
+    cached = load_features(features)
+    saved = open_head(head, cached)
     made = export_head(
         ckpt,
         saved.head,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from posthoc_lt.errors import PosthocError, show
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,6 +39,30 @@ def read_counts(path: Path) -> list[int]:
             "write such as: 500, 299, 179",
         ) from None
     return counts
+
+
+def read_shares(path: Path, classes: int) -> Tensor:
+    """Class frequencies (C,) from a file of one number >= 0 a class, in any unit.
+
+    Raises:
+        PosthocError: the file cannot be read, or holds something else.
+    """
+    import torch  # here, so that help costs no torch
+
+    try:
+        words = path.read_text(encoding="utf-8").replace(",", " ").strip().strip("[]").split()
+        shares = torch.tensor([float(word) for word in words], dtype=torch.float64)
+    except (OSError, ValueError) as error:
+        raise PosthocError(
+            f"{show(path)}, which is no list of numbers ({show(error)})",
+            "uniform, train, or a file of one number a class",
+            "correct --deploy",
+        ) from None
+    if len(shares) != classes or not bool((shares.isfinite() & (shares >= 0)).all()):
+        raise PosthocError(
+            f"{show(path)} with {len(shares)} numbers", f"{classes} numbers >= 0, one a class", "correct the file"
+        )
+    return shares
 
 
 features = click.option(

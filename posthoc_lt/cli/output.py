@@ -16,7 +16,7 @@ from posthoc_lt import __version__
 from posthoc_lt.checkpoint import read
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.features import FeatureSet
-from posthoc_lt.files import SavedHead, container_kind, require_writable, save_head
+from posthoc_lt.files import container_kind, require_writable, save_head
 from posthoc_lt.head import Head
 from posthoc_lt.pipeline import Fitted
 from posthoc_lt.pipeline.result import saved_head
@@ -101,29 +101,6 @@ def _is_other(path: Path, kind: str | None) -> bool:
     except PosthocError:
         return False  # junk, or a file of ours cut short: --force may replace it
     return True
-
-
-def require_origin(saved: SavedHead, features: FeatureSet, path: Path) -> None:
-    """Refuse a head that was fitted on the features of another checkpoint, or of another shape.
-
-    Raises:
-        PosthocError: it was.
-    """
-    for key in ("checkpoint_sha256", "head_name"):
-        own, theirs = features.provenance.get(key), saved.provenance.get(key)
-        if own is not None and theirs is not None and own != theirs:
-            raise PosthocError(
-                f"{show(path)}, a head fitted on another checkpoint's features ({key} {show(theirs, 16)}, "
-                f"not {show(own, 16)})",
-                "a head and features of the same checkpoint",
-                "fit it again on these features, or give the features that it was fitted on",
-            )
-    if saved.head.weight.shape != features.head.weight.shape:
-        raise PosthocError(
-            f"{show(path)}, a head of shape {tuple(saved.head.weight.shape)}",
-            f"one of shape {tuple(features.head.weight.shape)}, as these features' own",
-            "fit it again on these features",
-        )
 
 
 def note_bias(head: Head, features: FeatureSet, quiet: bool) -> None:

@@ -1,0 +1,93 @@
+"""``conformal``: sets of classes that hold the true one as often as asked, rare classes included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from posthoc_lt.cli import options, output
+from posthoc_lt.cli.heads import judging_split, labelled_val, open_head
+from posthoc_lt.conformal import FORMAT, KINDS, SetReport, Thresholds, evaluate_sets, fit_thresholds, save_thresholds
+from posthoc_lt.features import FeatureSet
+from posthoc_lt.pipeline import as_features
+from posthoc_lt.report import render
+
+
+@click.command()
+@options.together(
+    options.features,
+    click.option("--head", type=options.FILE, default=None, help="A saved head; the untouched one by default."),
+    click.option(
+        "--kind",
+        type=click.Choice(list(KINDS)),
+        default="classwise",
+        show_default=True,
+        help="One threshold a class, one between it and the common one, one adjusted for prevalence, or one for all.",
+    ),
+    click.option(
+        "--alpha",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.1,
+        show_default=True,
+        help="The share of sets that may miss the true class.",
+    ),
+    options.groups,
+    options.device,
+    options.out(None, "Write the thresholds to this file, beside the head."),
+    options.force,
+    options.form,
+    options.quiet,
+)
+def conformal(
+    features: Path,
+    head: Path | None,
+    kind: str,
+    alpha: float,
+    groups: tuple[float, float],
+    device: str,
+    out: Path | None,
+    force: bool,
+    form: str,
+    quiet: bool,
+) -> None:
+    """Fit thresholds on validation for prediction sets that cover every class, the rare ones too.
+
+    The guarantee is that of a head which was not chosen on the same samples; choosing one knob on them costs little.
+    """
+    inputs = [path for path in (features, head) if path is not None]
+    output.protect(out, FORMAT, *inputs)
+    cached = as_features(features, device=device)
+    saved = open_head(head, cached)
+    val = labelled_val(cached, "to fit thresholds on")
+    prevalence = cached.counts if kind == "prevalence" else None
+    thresholds = fit_thresholds(saved.head, val, kind, alpha=alpha, prevalence=prevalence)
+    split, samples = judging_split(cached)
+    report = evaluate_sets(saved.head, thresholds, samples, cached.counts, groups)
+    opening = output.preamble({"features": features}) if form == "json" else {}
+    if out is not None:
+        save_thresholds(thresholds, out, force)
+    rows = [{"kind": kind, "alpha": alpha, "split": split, **_figures(report)}]
+    unsupported = _unsupported(thresholds, cached)
+    if form == "json":
+        found = {"rows": rows, "unsupported": unsupported, "thresholds": None if out is None else str(out)}
+        output.print_json({**opening, **found})
+        return
+    click.echo(render(rows, form), nl=form != "csv")
+    if unsupported and form == "table":
+        output.say(f"Always in the set, for want of validation samples: {', '.join(unsupported)}")
+    if out is not None:
+        output.note(f"Wrote {out}", quiet)
+
+
+def _figures(report: SetReport) -> dict[str, object]:
+    return {
+        "coverage": report.coverage,
+        "macro": report.macro_coverage,
+        **report.group_coverage,
+        "mean_size": report.size,
+    }
+
+
+def _unsupported(thresholds: Thresholds, features: FeatureSet) -> list[str]:
+    return [name for name, fine in zip(features.classes, thresholds.supported.tolist(), strict=True) if not fine]
