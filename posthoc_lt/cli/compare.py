@@ -17,6 +17,7 @@ from posthoc_lt.files import HEAD
 from posthoc_lt.head import Head
 from posthoc_lt.methods import METHODS
 from posthoc_lt.pipeline import Comparison, Result, as_features
+from posthoc_lt.pipeline.fit import CHOSEN_BY_VALIDATION
 from posthoc_lt.report import Row, Table
 
 _methods = click.option(
@@ -176,8 +177,11 @@ def evaluate(
         inputs = {"features": features} if head is None else {"features": features, "head": head}
         output.print_json({**output.preamble(inputs), "heads": blocks})
         return
+    chosen_on = "val" if head is not None and saved.provenance.get("decided_by") in CHOSEN_BY_VALIDATION else None
     tables = [
-        Table.against([_row(name, split, each[split]) for name, each in judged.items()], cached.classes)
+        Table.against(
+            [_row(name, split, each[split]) for name, each in judged.items()], cached.classes, chosen_on=chosen_on
+        )
         for split in judged["baseline"]
     ]
     output.print_tables(tables, form, verbose)

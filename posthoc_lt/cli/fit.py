@@ -112,7 +112,8 @@ def run(
         output.say(_headline(fitted, metric))
     if fitted.val is not None or fitted.test is not None:
         rows = [baseline.row(), fitted.row(chosen=True)] if fitted.name != "baseline" else [baseline.row()]
-        output.print_table(Table.against(rows, cached.classes), form, verbose)
+        chosen_on = "val" if fitted.chosen_on_val else None
+        output.print_table(Table.against(rows, cached.classes, chosen_on=chosen_on), form, verbose)
     if trades is not None:
         click.echo(f"\nvalidation, best trades:\n{render(trades, form)}")
     if written is not None:

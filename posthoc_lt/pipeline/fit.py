@@ -18,6 +18,9 @@ from posthoc_lt.metrics import EDGES, group_classes
 from posthoc_lt.report import Row
 from posthoc_lt.search import BOUNDS, Choice, Constraint, Goal, choose, match_prior, misses
 
+CHOSEN_BY_VALIDATION = ("metric", "likelihood", "guard")
+"""What decides where validation labels do, whose figures then flatter."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -96,6 +99,11 @@ class Fitted:
         if not isinstance(self.family, Path) or self.choice.knob is None or not self.family.certificates:
             return None
         return self.family.certificates[self.family.knobs.index(self.choice.knob)]
+
+    @property
+    def chosen_on_val(self) -> bool:
+        """Whether the head was chosen by its validation figures, which then flatter."""
+        return self.choice.decided_by in CHOSEN_BY_VALIDATION
 
     def misses(self, goal: Goal) -> float:
         """By how much the chosen head misses the constraints on validation; 0 where it meets them."""

@@ -50,7 +50,8 @@ class Comparison:
 
     def _table(self, chosen: Fitted | None) -> Table:
         rows = [each.row(chosen=each is chosen) for each in self.fitted]
-        return Table.against(rows, self.features.classes)
+        chosen_on = "val" if any(each.chosen_on_val for each in self.fitted) else None
+        return Table.against(rows, self.features.classes, chosen_on=chosen_on)
 
     @property
     def table(self) -> pandas.DataFrame:
@@ -150,7 +151,10 @@ class Result(Comparison):
         split = self.comparison.split
         before, after = (getattr(each, split) for each in (self.fitted[0], self.chosen))
         few, many = (group_difference(before, after, group) for group in ("few", "many"))
-        return verdict(before, after, difference(before, after), few, many, split)
+        goal = self.selection.goal(self.features)
+        one, two = (value(goal.figure, e.labels, e.predicted, e.classes, goal.groups) for e in (before, after))
+        values = None if goal.metric == "balanced-accuracy" else (one, two)
+        return verdict(before, after, difference(before, after), few, many, split, goal.metric, values)
 
     def plot(self, kind: str | None = None, axes: Axes | None = None) -> Axes:
         """Draw the result on matplotlib axes (extra ``plot``).
