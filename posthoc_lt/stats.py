@@ -16,6 +16,12 @@ from posthoc_lt.metrics import Tally, recall
 LEVEL = 0.95
 """The confidence level of every interval shown."""
 
+_PRIOR = 3.0
+"""Degrees of freedom that the pooled variance counts as beside those of the classes' own variances."""
+
+_EXACT = 16
+"""Up to so many disagreements every one of their 2^m sign patterns is looked at."""
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -41,13 +47,17 @@ class Paired:
 
 
 def balanced_interval(tally: Tally, level: float = LEVEL, mask: Tensor | None = None) -> tuple[float, float]:
-    """A normal interval for balanced accuracy p̄, Var = C⁻² Σ p_c(1−p_c)/(n_c−1), cut to 0 … 1.
+    """Wilson's interval for the balanced accuracy p̄ and the number of samples that has its variance.
 
-    C counts the classes that have a sample. A class with a single one tells nothing of its own variance and
-    takes the pooled p̄(1−p̄) instead, p̄ the balanced accuracy itself: at least the true mean variance of
-    classes whose recalls average p̄, and not ruled by large classes as the plain accuracy would be.
-    When every prediction is right (or wrong) the formula would claim certainty; Wilson's interval for
-    C²/Σ(1/n_c) samples, which has the same variance at equal recalls, stands in for it.
+    n' = p̄(1−p̄)/Var with Var = C⁻² Σ s_c²/n_c, s_c² = p_c(1−p_c)·n_c/(n_c−1), C the classes that have a sample:
+    the effective sample size of surveys (Korn and Graubard 1998, Survey Methodology 24; Franco 2019,
+    J. Surv. Stat. Methodol. 7). Classes with a single sample show no variance of their own and are collapsed
+    into one stratum of m samples, s² their variance, which adds m·s² to the sum (Cochran 1977, §5A.12).
+
+    A few samples, all right or all wrong, are not certain: each s² is drawn toward the pooled p̄(1−p̄), which
+    counts as 3 degrees of freedom in all, shared out as the 1/n_c (as m). So a lone single sample takes the
+    pooled variance, and when every prediction is right (or wrong) n' = C²/Σ(1/n_c). Where each class has one
+    sample nobody can tell how recalls vary between classes, and the interval is wide enough for alike ones.
 
     Args:
         tally: the counts by class.
@@ -60,17 +70,15 @@ def balanced_interval(tally: Tally, level: float = LEVEL, mask: Tensor | None = 
     >>> ten = torch.tensor([10, 10])
     >>> low, high = balanced_interval(Tally(right=torch.tensor([5, 9]), actual=ten, predicted=ten))
     >>> round(low, 3), round(high, 3)
-    (0.51, 0.89)
+    (0.491, 0.85)
     """
     members = _members(tally.actual, mask)
-    size, share = tally.actual[members].double(), recall(tally)[members]
-    mean, classes = float(share.mean()), len(share)
-    if mean in (0.0, 1.0):
-        return _wilson(mean, classes**2 / float((1 / size).sum()), level)
-    own = share * (1 - share) / (size - 1).clamp(min=1)
-    spread = torch.where(size > 1, own, torch.full_like(own, mean * (1 - mean)))
-    reach = _quantile(level) * math.sqrt(float(spread.sum())) / classes
-    return max(0.0, mean - reach), min(1.0, mean + reach)
+    share = recall(tally)[members]
+    mean, (weight, freedom, variance) = float(share.mean()), _strata(tally.actual[members].double(), share)
+    pooled, prior = mean * (1 - mean), _PRIOR * weight / weight.sum()
+    relative = variance / pooled if pooled else torch.ones_like(variance)
+    drawn = (freedom * relative + prior) / (freedom + prior)
+    return _wilson(mean, len(share) ** 2 / float((weight * drawn).sum()), level)
 
 
 def accuracy_interval(tally: Tally, level: float = LEVEL) -> tuple[float, float]:
@@ -94,9 +102,11 @@ def paired(
     """The balanced accuracy of b minus that of a, with its error, from the samples on which they disagree.
 
     δ = Σ w_i d_i with d_i = right_b − right_a in {−1, 0, 1} and w_i = 1/(C·n_y), C the classes that have a
-    sample; SE² = Σ w_i² d_i², its variance if the two are equally good; p and interval are normal. With every
-    w_i equal this is McNemar's test without continuity correction. Without a disagreement δ = 0 and p = 1; with
-    fewer than about ten of them the normal law is rough and p a little too small.
+    sample; SE² = Σ w_i² d_i², its variance if the two are equally good; the interval is normal. With up to 16
+    disagreements p is the exact share of their 2^m sign patterns with a sum as far from 0 as δ (a permutation
+    test; with every w_i equal, the sign test), as the normal law is too rough for so few: four that all favour b
+    would have p = 0.046, not 0.125. With more p is normal, McNemar's test where every w_i is equal. Without a
+    disagreement δ = 0 and p = 1.
 
     Args:
         labels: (N,) true classes, 0 … C-1.
@@ -126,8 +136,9 @@ def paired(
     if se == 0:
         return Paired(0.0, 0.0, 0.0, 0.0, 1.0)
     reach = _quantile(level) * se
+    steps = signed[signed != 0]
     # erfc, because 2·(1 − Φ(z)) is 0 from z = 8.3 on.
-    p = math.erfc(abs(delta) / se / math.sqrt(2))
+    p = _sign_flips(steps) if len(steps) <= _EXACT else math.erfc(abs(delta) / se / math.sqrt(2))
     return Paired(delta, se, max(-1.0, delta - reach), min(1.0, delta + reach), p)
 
 
@@ -162,6 +173,31 @@ def _members(size: Tensor, mask: Tensor | None) -> Tensor:
             "leave the group out, or move its edges",
         )
     return members
+
+
+def _strata(size: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each stratum's weight in the sum of variances, its degrees of freedom and its unbiased variance s²."""
+    large, single = size > 1, share[size == 1]
+    weight, freedom, own = 1 / size[large], size[large] - 1, share[large]
+    variance = own * (1 - own) * size[large] / freedom
+    if not len(single):
+        return weight, freedom, variance
+    count = len(single)
+    collapsed = (count, count - 1, float(single.var(correction=min(1, count - 1))))
+    weight, freedom, variance = (
+        torch.cat([each, each.new_tensor([last])])
+        for each, last in zip((weight, freedom, variance), collapsed, strict=True)
+    )
+    return weight, freedom, variance
+
+
+def _sign_flips(steps: Tensor) -> float:
+    """The share of all sign patterns of the steps (m,) with a sum at least as far from 0 as their own."""
+    sums = steps.new_zeros(1)
+    for step in steps:
+        sums = torch.cat([sums + step, sums - step])
+    rounding = 1e-9 * float(steps.abs().sum())
+    return float((sums.abs() >= steps.sum().abs() - rounding).double().mean())
 
 
 def _quantile(level: float) -> float:

@@ -20,7 +20,6 @@ from posthoc_lt.evaluation import Evaluation, difference, evaluate, group_differ
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.report import FORMATS, Row, Table, dump, render, verdict
-from posthoc_lt.report.text import LEGEND
 from posthoc_lt.stats import Paired
 
 COUNTS = torch.tensor([500, 200, 50, 10])
@@ -64,7 +63,7 @@ def test_rows_are_compared_with_the_baseline_and_adjusted_by_holm() -> None:
     assert made.rows[0].adjusted_p is None
     gains = [row.paired for row in made.rows[1:]]
     assert [gain.delta for gain in gains if gain] == pytest.approx([0.01, 0.21, 0.24])
-    p = [math.erfc(1 / math.sqrt(2)), math.erfc(21 / math.sqrt(25 * 2)), math.erfc(24 / math.sqrt(24 * 2))]
+    p = [1.0, math.erfc(21 / math.sqrt(25 * 2)), math.erfc(24 / math.sqrt(24 * 2))]
     assert [gain.p for gain in gains if gain] == pytest.approx(p)
     assert [row.adjusted_p for row in made.rows[1:]] == pytest.approx([p[0], 2 * p[1], 3 * p[2]])
     assert [row.clear for row in made.rows] == [False, False, True, True]
@@ -74,9 +73,16 @@ def test_the_terminal_table_shows_the_figures_and_marks() -> None:
     text = table().text()
     assert all(len(line) <= 80 for line in text.splitlines())
     assert text.splitlines()[0] == "test: 100 samples, 4 classes; train counts: many > 100, few < 20"
-    assert text.splitlines()[-1] == LEGEND
-    # Balanced: the mean of .96 .8 .4 .08, Var = (.0384 + .16 + .24 + .0736) / 24 / 16.
-    reach = 100 * 1.959964 * math.sqrt((0.0384 + 0.16 + 0.24 + 0.0736) / 24 / 16)
+    assert text.splitlines()[-2:] == [
+        "percent, ± 95% interval; vs baseline: balanced accuracy, paired",
+        "> chosen; (control); * clear of 0 after Holm",
+    ]
+    # Recalls .96 .8 .4 .08 of 25 each, their variances drawn a little toward .56·.44; Wilson's wider half.
+    own = [25 / 24 * share * (1 - share) for share in (0.96, 0.8, 0.4, 0.08)]
+    drawn = [(24 * each + 0.75 * 0.56 * 0.44) / 24.75 for each in own]
+    excess = 1.959964**2 / (16 * 0.56 * 0.44 / (sum(drawn) / 25))
+    low = min(np.roots([1 + excess, -(2 * 0.56 + excess), 0.56**2]))
+    reach = 100 * (0.56 - low)
     assert line_of(text, "(baseline)").split() == [
         "(baseline)",
         "88.0",
@@ -129,6 +135,56 @@ def test_the_widest_figures_fit_80_columns() -> None:
 
 def test_an_absurd_width_still_prints() -> None:
     assert "> logit-adjust" in table().text(0)
+
+
+def test_figures_on_which_knobs_were_chosen_are_said_to_flatter_and_get_no_stars() -> None:
+    rows = [replace(row, test=None, val=row.test, paired=None, adjusted_p=None) for row in table().rows]
+    honest = Table.against(rows, NAMES)
+    assert "*" in line_of(honest.text(), "logit-adjust")
+    made = Table.against(rows, NAMES, chosen_on="val")
+    text = made.text()
+    assert text.splitlines()[1] == "knobs were chosen on these samples: figures flatter"
+    for form in (text, made.markdown(), made.html()):
+        assert "flatter" in form
+        assert "Holm" not in form
+        assert "*" not in form
+    record, (first, *_) = made.records()[2], csv.DictReader(io.StringIO(made.csv()))
+    assert record["p"] is record["p_holm"] is None
+    assert record["gain"] == pytest.approx(0.21)
+    assert first["p_holm"] == ""
+
+
+def test_figures_of_another_split_than_the_one_chosen_on_do_not_flatter() -> None:
+    made = replace(table(), chosen_on="val")
+    assert not made.flatters
+    assert made.text() == table().text()
+    assert made.records() == table().records()
+
+
+def test_two_configurations_of_a_method_are_told_apart_in_every_form() -> None:
+    rows = [
+        Row("baseline", control=True, test=seen(BASE)),
+        Row("tau-norm", "tau", 1.88, test=seen(REFIT)),
+        Row("tau-norm", "tau", 1.23, options="bias=scale", chosen=True, test=seen(BEST)),
+        Row("refit", "l2", 1e-5, options="<b>|\x1b[31m", control=True, test=seen(REFIT)),
+    ]
+    made = Table.against(rows, NAMES)
+    text = made.text()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "> tau-norm bias=scale " in text
+    assert "  tau-norm  " in text
+    assert "  (refit) <b>|\\x1b[31m " in text
+    assert "> tau-norm bias=scale   tau=1.23 " in made.text(100)
+    assert "| \\> tau-norm bias=scale |" in made.markdown()
+    assert "tau-norm bias=scale</td>" in made.html()
+    assert "&lt;b&gt;|" in made.html()
+    assert [record.get("options") for record in made.records()] == [None, None, "bias=scale", "<b>|\x1b[31m"]
+    assert list(made.records()[2])[:3] == ["method", "options", "tau"]
+    assert "options" not in made.records()[0]
+    rows_of = list(csv.DictReader(io.StringIO(made.csv())))
+    assert list(rows_of[0])[:3] == ["method", "options", "knob"]
+    assert [row["options"] for row in rows_of[:3]] == ["", "", "bias=scale"]
+    assert "options" not in table().csv()
 
 
 def test_colour_adds_nothing_but_escapes() -> None:
@@ -207,6 +263,8 @@ def test_markdown_and_html_hold_every_row_and_escape() -> None:
     assert r"| \> logit-adjust | tau=1.23 | 84.0 |" in text
     page = replace(made, rows=(replace(made.rows[0], method="<b>x"), *made.rows[1:]))._repr_html_()
     assert html.escape("(<b>x)") in page
+    assert "<p>test: 100 samples, 4 classes; train counts: many &gt; 100, few &lt; 20</p>" in page
+    assert page.endswith("<br>&gt; chosen; (control); * clear of 0 after Holm</p>")
     assert "<b>" not in page
     assert page.count("<tr>") == 5
 
@@ -231,6 +289,20 @@ def test_the_verdict_says_when_it_was_read_on_val_and_when_nothing_moved() -> No
     assert "few-shot classes are n/a" in told
     assert told.endswith("many-shot accuracy stays at 88.0%.")
     assert "nothing changed" in verdict(base, base, difference(base, base), None, None)
+
+
+def test_the_verdict_tells_the_metric_that_was_chosen_by() -> None:
+    base, best = seen(BASE), seen(BEST)
+
+    def told(metric: str, values: tuple[float, float] | None) -> str:
+        return verdict(base, best, difference(base, best), None, None, "test", metric, values)
+
+    assert told("macro-f1", (0.5012, 0.749)).startswith(
+        "On test, macro F1, the metric chosen by, goes from 50.1% to 74.9%; balanced accuracy rises by 21.0 points"
+    )
+    assert "medium-shot accuracy, the metric chosen by, stays at 40.0%; balanced" in told("medium", (0.4, 0.4))
+    assert told("balanced-accuracy", (0.56, 0.77)) == told("macro-f1", None)
+    assert told("balanced-accuracy", None).startswith("On test, balanced accuracy rises")
 
 
 @settings(deadline=None, max_examples=60)

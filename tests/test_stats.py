@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -23,17 +24,27 @@ def of(right: Sequence[int], actual: Sequence[int]) -> Tally:
     return Tally(torch.tensor(right), torch.tensor(actual), torch.tensor(actual))
 
 
+def slow_wilson(share: float, samples: float) -> tuple[float, float]:
+    """The p with (share - p)² = z² p (1 - p) / samples."""
+    excess = Z * Z / samples
+    low, high = sorted(np.roots([1 + excess, -(2 * share + excess), share * share]).real)
+    return float(low), float(high)
+
+
 def slow_interval(right: Sequence[int], actual: Sequence[int]) -> tuple[float, float]:
     shares = [r / n for r, n in zip(right, actual, strict=True) if n]
     mean = sum(shares) / len(shares)
-    variance = 0.0
-    for r, n in zip(right, actual, strict=True):
-        if n == 1:
-            variance += mean * (1 - mean)
-        elif n:
-            variance += (r / n) * (1 - r / n) / (n - 1)
-    reach = Z * math.sqrt(variance) / len(shares)
-    return max(0.0, mean - reach), min(1.0, mean + reach)
+    strata = [(1 / n, n - 1, r * (n - r) / n / (n - 1)) for r, n in zip(right, actual, strict=True) if n > 1]
+    single = [r for r, n in zip(right, actual, strict=True) if n == 1]
+    if len(single) > 1:
+        strata.append((len(single), len(single) - 1, float(np.var(single, ddof=1))))
+    elif single:
+        strata.append((1, 0, 0.0))
+    total, variance = sum(weight for weight, _, _ in strata), 0.0
+    for weight, freedom, own in strata:
+        prior = 3 * weight / total
+        variance += weight * (freedom * own + prior * mean * (1 - mean)) / (freedom + prior)
+    return slow_wilson(mean, len(shares) ** 2 * mean * (1 - mean) / variance)
 
 
 @st.composite
@@ -62,22 +73,68 @@ def test_a_masked_interval_is_that_of_its_classes_alone(
     assert balanced_interval(of(right, actual), mask=torch.tensor(mask)) == pytest.approx(alone, abs=1e-12)
 
 
-@pytest.mark.parametrize("samples", [1, 2, 5, 20])
-def test_balanced_interval_covers(samples: int) -> None:
-    rng = np.random.default_rng(samples)
-    recalls = rng.beta(2, 1.5, 60)
-    covered = coverage(rng, recalls, np.full(60, samples))
-    # 1,500 draws: two standard errors are 1.1%. At n = 1 the pooled variance is an upper bound.
-    assert 0.93 <= covered <= (0.99 if samples == 1 else 0.965)
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 4).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), min_size=1, max_size=9))
+def test_balanced_interval_holds_its_estimate_and_mirrors(sample: list[tuple[int, int]]) -> None:
+    right, actual = (list(column) for column in zip(*sample, strict=True))
+    low, high = balanced_interval(of(right, actual))
+    mean = np.mean([r / n for r, n in sample])
+    assert 0 <= low <= mean + 1e-12
+    assert mean - 1e-12 <= high <= 1
+    assert low < high
+    wrong = [n - r for r, n in sample]
+    assert balanced_interval(of(wrong, actual)) == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
 
-def test_balanced_interval_covers_where_the_single_samples_are_the_hard_classes() -> None:
+def test_an_interval_of_classes_all_right_and_all_wrong_has_width() -> None:
+    low, high = balanced_interval(of([10, 0], [10, 10]))
+    assert (low + high) / 2 == pytest.approx(0.5)
+    assert 0.12 < high - low < 0.25  # a recall of 0.85 gives 10 of 10 every fifth time
+
+
+LONG_TAIL = tuple(max(1, round(50 ** (1 - c / 99))) for c in range(100))
+PROFILES = {
+    "alike": np.full(10, 0.8),
+    "half": np.repeat([1.0, 0.3], 5),
+    "extreme": np.repeat([0.97, 0.5, 0.03], [6, 1, 3]),
+}
+
+
+@pytest.mark.parametrize("profile", list(PROFILES))
+@pytest.mark.parametrize("samples", [2, 3, 5, 20])
+def test_balanced_interval_covers(samples: int, profile: str) -> None:
+    recalls = np.repeat(PROFILES[profile], 10)
+    covered = coverage(recalls, np.full(100, samples))
+    assert 0.935 <= covered <= 0.975  # 1,500 draws: two standard errors are 1.1%
+
+
+@pytest.mark.parametrize("profile", list(PROFILES))
+@pytest.mark.parametrize("samples", [1, 2, 3, 5, 20])
+def test_balanced_interval_covers_few_classes(samples: int, profile: str) -> None:
+    """Where so few samples tell little of how recalls vary it may be too wide, but not too narrow."""
+    assert coverage(PROFILES[profile], np.full(10, samples)) >= 0.93
+
+
+@pytest.mark.parametrize("profile", list(PROFILES))
+@pytest.mark.parametrize("turned", [False, True])
+def test_balanced_interval_covers_on_a_long_tailed_test(turned: bool, profile: str) -> None:
+    recalls = np.sort(np.repeat(PROFILES[profile], 10))
+    assert 0.93 <= coverage(recalls[:: 1 if turned else -1], np.array(LONG_TAIL)) <= 0.99
+
+
+def test_balanced_interval_covers_single_samples_of_classes_alike() -> None:
+    assert 0.935 <= coverage(np.full(100, 0.8), np.ones(100, dtype=np.int64)) <= 0.975
+
+
+@pytest.mark.parametrize(("many", "one"), [(0.95, 0.25), (0.99, 0.5), (0.4, 0.9)])
+def test_balanced_interval_covers_where_single_samples_are_of_other_classes(many: float, one: float) -> None:
+    """They show their own variance between them; that of all classes would be too small, or far too large."""
+    recalls = np.repeat([many, one], 30)
+    assert 0.92 <= coverage(recalls, np.repeat([50, 1], 30)) <= 0.975
+
+
+def coverage(recalls: NDArray[np.float64], sizes: NDArray[np.int64]) -> float:
     rng = np.random.default_rng(7)
-    recalls = np.concatenate([np.full(30, 0.95), np.full(30, 0.25)])
-    assert coverage(rng, recalls, np.repeat([50, 1], 30)) >= 0.94
-
-
-def coverage(rng: np.random.Generator, recalls: NDArray[np.float64], sizes: NDArray[np.int64]) -> float:
     draws = torch.from_numpy(rng.binomial(sizes, recalls, (1500, len(recalls))))
     size = torch.from_numpy(sizes)
     bounds = [balanced_interval(Tally(right, size, size)) for right in draws]
@@ -106,12 +163,19 @@ def test_accuracy_interval_is_scipys_wilson(total: int, data: st.DataObject) -> 
 def slow_paired(labels: list[int], a: list[bool], b: list[bool], group: set[int]) -> tuple[float, float, float]:
     inside = [i for i, y in enumerate(labels) if y in group]
     present = {labels[i] for i in inside}
-    delta = variance = 0.0
-    for i in inside:
-        step = (b[i] - a[i]) / (len(present) * labels.count(labels[i]))
-        delta, variance = delta + step, variance + step * step
-    z = abs(delta) / math.sqrt(variance) if variance else 0.0
-    return delta, math.sqrt(variance), math.erfc(z / math.sqrt(2))
+    steps = [Fraction(b[i] - a[i], len(present) * labels.count(labels[i])) for i in inside if a[i] != b[i]]
+    delta, variance = sum(steps, Fraction(0)), float(sum(step * step for step in steps))
+    if len(steps) > 16:
+        return float(delta), math.sqrt(variance), math.erfc(abs(delta) / math.sqrt(2 * variance))
+    law = {Fraction(0): Fraction(1)}  # the sum's, when every sign is as likely as its opposite
+    for step in steps:
+        spread: dict[Fraction, Fraction] = {}
+        for value, chance in law.items():
+            for moved in (value + step, value - step):
+                spread[moved] = spread.get(moved, Fraction(0)) + chance / 2
+        law = spread
+    p = sum(chance for value, chance in law.items() if abs(value) >= abs(delta))
+    return float(delta), math.sqrt(variance), float(p)
 
 
 outcomes = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=40)
@@ -149,6 +213,14 @@ def test_paired_difference_on_equal_classes_is_mcnemars_test() -> None:
     assert paired(labels, a, b, 4).p == pytest.approx(chi2.sf((19 - 8) ** 2 / (19 + 8), 1))
 
 
+@pytest.mark.parametrize(("better", "worse"), [(1, 0), (4, 0), (6, 0), (5, 1), (12, 4), (8, 8)])
+def test_few_disagreements_of_equal_weight_are_the_exact_sign_test(better: int, worse: int) -> None:
+    labels = torch.arange(4).repeat_interleave(25)
+    a, b = torch.zeros(100), torch.zeros(100)
+    b[:better], a[40 : 40 + worse] = 1, 1
+    assert paired(labels, a, b, 4).p == pytest.approx(binomtest(better, better + worse).pvalue)
+
+
 def test_without_a_disagreement_nothing_differs() -> None:
     labels, right = torch.tensor([0, 1, 1]), torch.tensor([True, False, True])
     same = paired(labels, right, right, 3)
@@ -168,17 +240,30 @@ def test_a_certain_gain_has_a_p_value_above_zero() -> None:
     assert gain.high == 1
 
 
-def test_the_paired_test_errs_as_often_as_it_says() -> None:
-    """Two classifiers of the same quality that err on different samples, a long-tailed split, 2,000 draws."""
+TAIL = (60, 40, 25, 15, 12, 10, 8, 8, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1)
+
+
+@pytest.mark.parametrize(("size", "redrawn"), [(TAIL, 1.0), (TAIL, 0.15), ((8,) * 10, 0.1), ((20,) * 10, 0.05)])
+def test_the_paired_test_errs_no_more_often_than_it_says(size: tuple[int, ...], redrawn: float) -> None:
+    """Two classifiers of the same quality that differ on a share of the samples, 2,000 draws."""
     rng = np.random.default_rng(3)
-    size = np.array([60, 40, 25, 15, 12, 10, 8, 8, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1])
-    labels = np.repeat(np.arange(20), size)
+    labels = np.repeat(np.arange(len(size)), size)
+    share = rng.uniform(0.2, 0.9, len(size))[labels]
+    found = []
+    for _ in range(2000):
+        right_a = rng.random(labels.shape) < share
+        right_b = np.where(rng.random(labels.shape) < redrawn, rng.random(labels.shape) < share, right_a)
+        a, b = torch.from_numpy(right_a), torch.from_numpy(right_b)
+        found.append(paired(torch.from_numpy(labels), a, b, len(size)).p)
+    assert np.mean([p < 0.05 for p in found]) <= 0.06
+
+
+def test_a_real_difference_is_found_and_its_interval_covers() -> None:
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.arange(20), TAIL)
     share = rng.uniform(0.2, 0.9, 20)[labels]
-    trials = [outcome(rng, labels, share, share) for _ in range(2000)]
-    assert 0.035 <= np.mean([p < 0.05 for p, _, _ in trials]) <= 0.065
     better = share + 0.5 * (1 - share)
-    size_of = np.bincount(labels)
-    truth = np.mean([(better - share)[labels == c].mean() for c in range(len(size_of))])
+    truth = np.mean([(better - share)[labels == c].mean() for c in range(20)])
     trials = [outcome(rng, labels, share, better) for _ in range(500)]
     assert np.mean([low <= truth <= high for _, low, high in trials]) >= 0.94
     assert np.mean([p < 0.05 for p, _, _ in trials]) >= 0.8

@@ -170,7 +170,9 @@ class Result(Comparison):
         """
         kind = kind or ("classes" if self.chosen.choice.curve is None else "tau")
         if kind == "tau":
-            return plot_curve(self.chosen.choice, self.selection.metric, self.method, axes)
+            return plot_curve(
+                self.chosen.choice, self.selection.metric, self.method, axes, knob=self.chosen.method.knob or "tau"
+            )
         if kind == "classes":
             split = self.comparison.split
             before, after = (getattr(each, split) for each in (self.fitted[0], self.chosen))

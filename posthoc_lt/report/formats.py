@@ -95,6 +95,11 @@ def html_table(header: Sequence[str], cells: Sequence[Sequence[str]], right: Seq
     return f"<table>\n<thead>{line(header, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
+def html_paragraph(text: str) -> str:
+    """Lines of text as one HTML paragraph, escaped."""
+    return f"<p>{'<br>'.join(map(html.escape, text.splitlines()))}</p>"
+
+
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """CSV with full-precision numbers, empty cells for what is not there, and text that no spreadsheet runs.
 

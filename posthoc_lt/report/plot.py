@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.evaluation import Evaluation
 from posthoc_lt.metrics import recall
+from posthoc_lt.report.text import metric_name
 from posthoc_lt.search import Choice
 
 if TYPE_CHECKING:
@@ -57,30 +58,58 @@ def arrows(before: Evaluation, after: Evaluation) -> Arrows:
     return Arrows(*(column[seen].tolist() for column in columns))
 
 
-def plot_curve(choice: Choice, metric: str, method: str, axes: Axes | None = None) -> Axes:
-    """Draw the exact validation metric against the knob, with the chosen point and its plateau."""
+def plot_curve(choice: Choice, metric: str, method: str, axes: Axes | None = None, *, knob: str = "tau") -> Axes:
+    """Draw the exact validation metric against the knob, with the chosen point and its plateau.
+
+    Raises:
+        PosthocError: the knob was not chosen on a curve, or matplotlib is missing.
+    """
     made = steps(choice)
     axes = axes or _new_axes()
-    axes.stairs([100 * value for value in made.values], made.edges, baseline=None, color=AFTER)
-    axes.axvspan(*made.plateau, color=FAINT, alpha=0.3, label="same validation result")
+    axes.stairs([100 * value for value in made.values], made.edges, baseline=None, color=AFTER, linewidth=1.5)
+    axes.axvspan(*made.plateau, color=FAINT, alpha=0.3, linewidth=0, label="same validation result")
     axes.axvline(made.chosen, color=BEFORE, linestyle="--", label=f"chosen {made.chosen:.3g} ({choice.decided_by})")
-    axes.set(xlabel=r"$\tau$", ylabel=f"validation {metric.replace('-', ' ')} (%)", title=method)
+    axes.set(xlabel=r"$\tau$" if knob == "tau" else knob, ylabel=f"{metric_name(metric)} on validation (%)")
     axes.set_xlim(made.edges[0], made.edges[-1])
-    axes.legend()
-    return axes
+    return _headed(axes, f"{method}: exact validation curve")
 
 
 def plot_classes(before: Evaluation, after: Evaluation, split: str, axes: Axes | None = None) -> Axes:
-    """Draw every class's accuracy before and after against its train count, an arrow a class."""
+    """Draw every class's accuracy before and after against its train count, and the edges of the groups.
+
+    Raises:
+        PosthocError: matplotlib is missing.
+    """
     made = arrows(before, after)
     axes = axes or _new_axes()
-    for count, start, stop in zip(made.counts, made.before, made.after, strict=True):
-        axes.annotate("", (count, 100 * stop), (count, 100 * start), arrowprops={"arrowstyle": "->", "color": FAINT})
-    axes.scatter(made.counts, [100 * v for v in made.before], color=BEFORE, label="before", zorder=3)
-    axes.scatter(made.counts, [100 * v for v in made.after], color=AFTER, marker="D", label="after", zorder=3)
+    old, new = ([100 * value for value in values] for values in (made.before, made.after))
+    axes.vlines(made.counts, old, new, color=FAINT, linewidth=1.5)
+    axes.scatter(made.counts, old, color=BEFORE, label="before", zorder=3)
+    axes.scatter(made.counts, new, color=AFTER, marker="D", s=25, label="after", zorder=3)
+    _scale_counts(axes, made.counts)
+    low, high = before.edges
+    for edge, label in ((low, f"few < {low:g}, many > {high:g}"), (high, None)):
+        axes.axvline(edge, color=BEFORE, linestyle=":", linewidth=1, label=label)
+    axes.set(xlabel="train samples of the class", ylabel=f"accuracy of the class on {split} (%)", ylim=(-3, 103))
+    return _headed(axes, "each class before and after")
+
+
+def _scale_counts(axes: Axes, counts: list[float]) -> None:
+    """A logarithmic axis that has a place for 0, its ticks in plain numbers."""
+    low, high = min(counts), max(counts)
+    digits = (1, 2, 5) if high < 1000 * max(low, 1) else (1,)
+    ticks = [digit * 10.0**power for power in range(-1, 13) for digit in digits]
+    inside = [0.0] * (low == 0) + [tick for tick in ticks if max(low, 1) <= tick <= high]
     axes.set_xscale("symlog", linthresh=1)
-    axes.set(xlabel="train samples of the class", ylabel=f"{split} accuracy of the class (%)", ylim=(-3, 103))
-    axes.legend()
+    axes.set_xlim(-0.3 if low == 0 else low / 1.3, 1.3 * max(high, 1))
+    axes.set_xticks(inside or [low], [f"{tick:.0f}" for tick in inside or [low]])
+    axes.minorticks_off()
+
+
+def _headed(axes: Axes, title: str) -> Axes:
+    """The legend above the axes, where it hides nothing, and the title above the legend."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    axes.set_title(title, pad=28)
     return axes
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.evaluation import Evaluation, difference
 from posthoc_lt.metrics import GROUPS, macro_f1, worst_class
-from posthoc_lt.report.formats import csv_text, html_table, markdown
-from posthoc_lt.report.text import LEGEND, cells, comparison, heading
+from posthoc_lt.report.formats import csv_text, html_paragraph, html_table, markdown
+from posthoc_lt.report.text import cells, comparison, heading, legend
 from posthoc_lt.stats import LEVEL, Paired, holm
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Row:
         val, test: what it does on these splits.
         paired: its gain over the baseline on the split shown; None for the baseline.
         adjusted_p: the p-value of that gain after Holm across the table.
+        options: what tells it from another row of the same method, such as ``bias=scale``.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Row:
     test: Evaluation | None = None
     paired: Paired | None = None
     adjusted_p: float | None = None
+    options: str = ""
 
     @property
     def clear(self) -> bool:
@@ -55,6 +57,7 @@ class Table:
     Args:
         rows: at least one.
         classes: C class names.
+        chosen_on: the split that knobs were chosen on, ``val``; None where all were given.
 
     Raises:
         PosthocError: there is no row, or no split that every row was evaluated on.
@@ -62,6 +65,7 @@ class Table:
 
     rows: tuple[Row, ...]
     classes: tuple[str, ...]
+    chosen_on: str | None = None
 
     def __post_init__(self) -> None:
         if not self.rows or all(any(getattr(row, name) is None for row in self.rows) for name in ("test", "val")):
@@ -72,18 +76,25 @@ class Table:
             )
 
     @classmethod
-    def against(cls, rows: Sequence[Row], classes: Sequence[str], baseline: str = "baseline") -> Table:
+    def against(
+        cls,
+        rows: Sequence[Row],
+        classes: Sequence[str],
+        baseline: str = "baseline",
+        chosen_on: str | None = None,
+    ) -> Table:
         """The table with every row compared to the baseline's, paired, and adjusted by Holm.
 
         Args:
             rows: with their evaluations.
             classes: C class names.
             baseline: the name of the method to compare with.
+            chosen_on: the split that knobs were chosen on, if any.
 
         Raises:
             PosthocError: there is no such row, or rows come from different splits.
         """
-        bare = cls(tuple(rows), tuple(classes))
+        bare = cls(tuple(rows), tuple(classes), chosen_on)
         base = next((row for row in rows if row.method == baseline), None)
         if base is None:
             raise PosthocError(
@@ -94,12 +105,17 @@ class Table:
         gains = {n: difference(bare.shown(base), bare.shown(row)) for n, row in enumerate(rows) if row is not base}
         adjusted = dict(zip(gains, holm([gain.p for gain in gains.values()]), strict=True))
         made = (replace(row, paired=gains.get(n), adjusted_p=adjusted.get(n)) for n, row in enumerate(rows))
-        return cls(tuple(made), bare.classes)
+        return replace(bare, rows=tuple(made))
 
     @property
     def split(self) -> str:
         """The split shown: test where every row has it, else val."""
         return "val" if any(row.test is None for row in self.rows) else "test"
+
+    @property
+    def flatters(self) -> bool:
+        """Whether the split shown is the one that knobs were chosen on, which no test of the gains survives."""
+        return self.split == self.chosen_on
 
     def shown(self, row: Row) -> Evaluation:
         """The row's evaluation on the split shown."""
@@ -118,6 +134,7 @@ class Table:
         gain = row.paired
         return {
             "method": row.method,
+            **({"options": row.options} if row.options else {}),
             **({} if row.knob is None else {row.knob: row.value}),
             "control": row.control,
             "chosen": row.chosen,
@@ -125,8 +142,8 @@ class Table:
             "test": block(row.test),
             "gain": None if gain is None else gain.delta,
             "gain_ci": None if gain is None else [gain.low, gain.high],
-            "p": None if gain is None else gain.p,
-            "p_holm": row.adjusted_p,
+            "p": None if gain is None or self.flatters else gain.p,
+            "p_holm": None if self.flatters else row.adjusted_p,
         }
 
     def _flat(self, row: Row) -> dict[str, object]:
@@ -134,6 +151,7 @@ class Table:
         low, high = seen.balanced_accuracy_ci
         return {
             "method": row.method,
+            **({"options": row.options} if any(each.options for each in self.rows) else {}),
             "knob": row.knob,
             "value": row.value,
             "control": row.control,
@@ -151,8 +169,8 @@ class Table:
             "gain": None if gain is None else gain.delta,
             "gain_low": None if gain is None else gain.low,
             "gain_high": None if gain is None else gain.high,
-            "p": None if gain is None else gain.p,
-            "p_holm": row.adjusted_p,
+            "p": None if gain is None or self.flatters else gain.p,
+            "p_holm": None if self.flatters else row.adjusted_p,
         }
 
     def frame(self) -> pandas.DataFrame:
@@ -176,12 +194,12 @@ class Table:
     def markdown(self) -> str:
         """For a README or an issue: the same cells as `text`, every column."""
         header, rows, right = self._cells()
-        return f"{heading(self)}\n\n{markdown(header, rows, right)}\n\n{LEGEND}\n"
+        return f"{heading(self)}\n\n{markdown(header, rows, right)}\n\n{legend(self)}\n"
 
     def html(self) -> str:
         """For a notebook: the same cells as `text`, every column."""
-        header, rows, right = self._cells()
-        return html_table(header, rows, right)
+        above, below = map(html_paragraph, (heading(self), legend(self)))
+        return f"{above}\n{html_table(*self._cells())}\n{below}"
 
     def _repr_html_(self) -> str:
         return self.html()

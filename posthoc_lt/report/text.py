@@ -14,9 +14,6 @@ from posthoc_lt.stats import Paired
 if TYPE_CHECKING:
     from posthoc_lt.report.table import Row, Table
 
-LEGEND = "percent, ± 95% interval; > chosen; (control); * clear of 0 after Holm"
-"""What the marks of the table mean, in one line."""
-
 _SPARE = ("knob", "overall", "medium", "many", "few")
 """Columns that give way on a narrow terminal, the first one first."""
 
@@ -32,19 +29,27 @@ def cells(table: Table) -> dict[str, list[str]]:
         **{group: [_percent(evaluation.group(group)) for evaluation in seen] for group in GROUPS},
         "balanced": [_balanced(evaluation) for evaluation in seen],
         "overall": [_percent(evaluation.accuracy) for evaluation in seen],
-        "vs baseline": [_gain(row) for row in rows],
+        "vs baseline": [_gain(row, row.clear and not table.flatters) for row in rows],
     }
 
 
 def heading(table: Table) -> str:
-    """What the figures were measured on, and which classes they leave out."""
+    """What the figures were measured on, whether that flatters, and which classes they leave out."""
     seen = table.shown(table.rows[0])
     low, high = (f"{edge:g}" for edge in seen.edges)
     classes = seen.classes - len(seen.missing)
     line = f"{table.split}: {len(seen)} samples, {classes} classes; train counts: many > {high}, few < {low}"
+    if table.flatters:
+        line += "\nknobs were chosen on these samples: figures flatter"
     if seen.missing:
         line += f"\nno sample, not scored: {listed(table.classes[c] for c in seen.missing)}"
     return line
+
+
+def legend(table: Table) -> str:
+    """What the marks of the table mean."""
+    stars = "" if table.flatters else "; * clear of 0 after Holm"
+    return f"percent, ± 95% interval; vs baseline: balanced accuracy, paired\n> chosen; (control){stars}"
 
 
 def comparison(table: Table, width: int, color: bool) -> str:
@@ -58,7 +63,7 @@ def comparison(table: Table, width: int, color: bool) -> str:
         if max(map(len, lines)) <= width:
             break
     body = [_styled(line, row, color) for line, row in zip(lines[2:], table.rows, strict=True)]
-    above, below = (_wrapped(text, width) for text in (heading(table), LEGEND))
+    above, below = (_wrapped(text, width) for text in (heading(table), legend(table)))
     return "\n".join([*above, *lines[:2], *body, *below])
 
 
@@ -69,21 +74,27 @@ def verdict(
     few: Paired | None,
     many: Paired | None,
     split: str = "test",
+    metric: str = "balanced-accuracy",
+    values: tuple[float, float] | None = None,
 ) -> str:
     """One sentence on what the chosen head gains over the baseline and what it costs the head classes.
 
-    Every difference comes with its paired 95% interval; one whose interval holds 0 is called unproven.
+    Every difference but that of `values` comes with its paired 95% interval; one whose interval holds 0 is
+    called unproven.
 
     Args:
         baseline, chosen: both on the split named.
         overall: the paired difference in balanced accuracy.
         few, many: the same within the few-shot and the many-shot classes; None where the group has no sample.
         split: on ``val``, where heads are chosen, the sentence says that figures flatter.
+        metric: what was chosen by, a name of `posthoc_lt.search.FIGURES`.
+        values: that metric before and after on the split, told first where it is not balanced accuracy.
     """
     where = f"On {split}" + (", which also served to choose and so flatters," if split == "val" else ",")
     if bool((baseline.predicted == chosen.predicted).all()):
         return f"{where} nothing changed: the chosen head predicts exactly as the untouched one."
-    clauses = [_moved("balanced accuracy", baseline.balanced_accuracy, chosen.balanced_accuracy, overall)]
+    clauses = [] if values is None or metric == "balanced-accuracy" else [_chosen_by(metric, *values)]
+    clauses.append(_moved("balanced accuracy", baseline.balanced_accuracy, chosen.balanced_accuracy, overall))
     for group, gain in (("few", few), ("many", many)):
         before, after = baseline.group(group), chosen.group(group)
         if gain is None or before is None or after is None:
@@ -91,6 +102,24 @@ def verdict(
         else:
             clauses.append(_moved(f"{group}-shot accuracy", before, after, gain))
     return f"{where} {'; '.join(clauses)}."
+
+
+def metric_name(metric: str) -> str:
+    """A metric in words.
+
+    >>> metric_name("few"), metric_name("macro-f1")
+    ('few-shot accuracy', 'macro F1')
+    """
+    if metric in GROUPS:
+        return f"{metric}-shot accuracy"
+    return {"g-mean": "G-mean", "macro-f1": "macro F1"}.get(metric, metric.replace("-", " "))
+
+
+def _chosen_by(metric: str, before: float, after: float) -> str:
+    old, new = f"{100 * before:.1f}%", f"{100 * after:.1f}%"
+    return f"{metric_name(metric)}, the metric chosen by, " + (
+        f"stays at {old}" if old == new else f"goes from {old} to {new}"
+    )
 
 
 def _moved(what: str, before: float, after: float, gain: Paired) -> str:
@@ -105,7 +134,8 @@ def _moved(what: str, before: float, after: float, gain: Paired) -> str:
 
 def _name(row: Row) -> str:
     name = show(row.method, 18)
-    return ("> " if row.chosen else "  ") + (f"({name})" if row.control else name)
+    label = (f"({name})" if row.control else name) + (f" {show(row.options, 18)}" if row.options else "")
+    return ("> " if row.chosen else "  ") + label
 
 
 def _percent(share: float | None) -> str:
@@ -118,12 +148,12 @@ def _balanced(seen: Evaluation) -> str:
     return f"{100 * middle:.1f} ±{100 * max(high - middle, middle - low):4.1f}"
 
 
-def _gain(row: Row) -> str:
+def _gain(row: Row, star: bool) -> str:
     if row.paired is None:
         return ""
     gain = row.paired
     reach = max(gain.high - gain.delta, gain.delta - gain.low)
-    return f"{100 * gain.delta:+.1f} ±{100 * reach:4.1f} {'*' if row.clear else ' '}"
+    return f"{100 * gain.delta:+.1f} ±{100 * reach:4.1f} {'*' if star else ' '}"
 
 
 def _styled(line: str, row: Row, color: bool) -> str:
