@@ -28,14 +28,14 @@ _methods = click.option(
 )
 
 
+_choosing = options.together(
+    options.features, _methods, options.metric, options.select, options.subject_to, options.groups
+)
+
+
 @click.command()
 @options.together(
-    options.features,
-    _methods,
-    options.metric,
-    options.select,
-    options.subject_to,
-    options.groups,
+    _choosing,
     options.seed,
     options.device,
     options.out(None, "Write the chosen head to this file."),
@@ -109,12 +109,7 @@ def _note_skipped(found: Comparison, quiet: bool) -> None:
 
 @click.command()
 @options.together(
-    options.features,
-    _methods,
-    options.metric,
-    options.select,
-    options.subject_to,
-    options.groups,
+    _choosing,
     options.device,
     options.form,
     options.verbose,
