@@ -102,11 +102,14 @@ def paired(
     """The balanced accuracy of b minus that of a, with its error, from the samples on which they disagree.
 
     δ = Σ w_i d_i with d_i = right_b − right_a in {−1, 0, 1} and w_i = 1/(C·n_y), C the classes that have a
-    sample; SE² = Σ w_i² d_i², its variance if the two are equally good; the interval is normal. With up to 16
-    disagreements p is the exact share of their 2^m sign patterns with a sum as far from 0 as δ (a permutation
-    test; with every w_i equal, the sign test), as the normal law is too rough for so few: four that all favour b
-    would have p = 0.046, not 0.125. With more p is normal, McNemar's test where every w_i is equal. Without a
-    disagreement δ = 0 and p = 1.
+    sample. SE² = C⁻² Σ q_c/n_c with q_c the share of class c on which they disagree, drawn toward the pooled
+    share q̄ by two samples, (k_c + 2q̄)/(n_c + 2): unsmoothed it is Σ w_i² d_i², but a class of a few samples
+    without a disagreement would then count as certain. q̄ itself has one disagreement in two samples added to
+    n' = C²/Σ(1/n_c). The interval is normal.
+
+    p is the larger of two: that of the interval's SE, and that of the disagreements alone: with up to 16 the exact
+    share of their 2^m sign patterns with a sum as far from 0 as δ (with every w_i equal, the sign test), since the
+    normal law is too rough for so few; with more the normal one (McNemar's test where every w_i is equal).
 
     Args:
         labels: (N,) true classes, 0 … C-1.
@@ -132,14 +135,30 @@ def paired(
     members = _members(size, mask)
     weight = torch.where(members, 1 / (int(members.sum()) * size.double()), 0.0)[labels]
     signed = weight * (right_b.double() - right_a.double())
-    delta, se = float(signed.sum()), float(signed.square().sum().sqrt())
-    if se == 0:
-        return Paired(0.0, 0.0, 0.0, 0.0, 1.0)
+    delta, alone = float(signed.sum()), float(signed.square().sum().sqrt())
+    se = _smoothed_error(torch.bincount(labels[signed != 0], minlength=classes)[members], size[members])
     reach = _quantile(level) * se
     steps = signed[signed != 0]
-    # erfc, because 2·(1 − Φ(z)) is 0 from z = 8.3 on.
-    p = _sign_flips(steps) if len(steps) <= _EXACT else math.erfc(abs(delta) / se / math.sqrt(2))
+    if not len(steps):
+        p = 1.0
+    else:
+        exact = len(steps) <= _EXACT
+        p = max(_two_sided(delta / se), _sign_flips(steps) if exact else _two_sided(delta / alone))
     return Paired(delta, se, max(-1.0, delta - reach), min(1.0, delta + reach), p)
+
+
+def _smoothed_error(disagree: Tensor, size: Tensor) -> float:
+    """SE of the paired difference, from each class's disagreements and samples (C,)."""
+    n = size.double()
+    effective = len(n) ** 2 / (1 / n).sum()
+    pooled = ((disagree / n).mean() * effective + 1) / (effective + 2)
+    share = (disagree + 2 * pooled) / (n + 2)
+    return float((share / n).sum().sqrt()) / len(n)
+
+
+def _two_sided(z: float) -> float:
+    # erfc, because 2·(1 − Φ(z)) is 0 from z = 8.3 on.
+    return math.erfc(abs(z) / math.sqrt(2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

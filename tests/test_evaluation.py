@@ -151,7 +151,8 @@ def test_differences_pair_samples_overall_and_within_groups() -> None:
     assert gain.delta == pytest.approx(after.balanced_accuracy - before.balanced_accuracy)
     changed = (after.right != before.right).sum()
     assert changed > 5
-    assert gain.se == pytest.approx(math.sqrt(changed) / 90)
+    # Six classes of 15: Σ (k_c + 2q̄)/(15 + 2)/15 over classes, q̄ = (Σk_c + 1)/(90 + 2).
+    assert gain.se == pytest.approx(math.sqrt((changed + 12 * (changed + 1) / 92) / (17 * 15)) / 6)
     for name in ("many", "medium", "few"):
         within, a, b = group_difference(before, after, name), before.group(name), after.group(name)
         assert within is not None

@@ -63,7 +63,11 @@ def test_rows_are_compared_with_the_baseline_and_adjusted_by_holm() -> None:
     assert made.rows[0].adjusted_p is None
     gains = [row.paired for row in made.rows[1:]]
     assert [gain.delta for gain in gains if gain] == pytest.approx([0.01, 0.21, 0.24])
-    p = [1.0, math.erfc(21 / math.sqrt(25 * 2)), math.erfc(24 / math.sqrt(24 * 2))]
+    # Four classes of 25, k disagreements: SE² = Σ (k_c + 2q̄)/27/25/16 with q̄ = (k + 1)/102.
+    p = [
+        1.0,
+        *(math.erfc(gain / math.sqrt(2 * (k + 8 * (k + 1) / 102) / 10800)) for gain, k in ((0.21, 25), (0.24, 24))),
+    ]
     assert [gain.p for gain in gains if gain] == pytest.approx(p)
     assert [row.adjusted_p for row in made.rows[1:]] == pytest.approx([p[0], 2 * p[1], 3 * p[2]])
     assert [row.clear for row in made.rows] == [False, False, True, True]
@@ -276,8 +280,8 @@ def test_the_verdict_gives_gains_and_costs_with_their_intervals() -> None:
     )
     assert told == (
         "On test, balanced accuracy rises by 21.0 points [+11.2, +30.8], from 56.0% to 77.0%; "
-        "few-shot accuracy rises by 60.0 points [+29.6, +90.4], from 8.0% to 68.0%; "
-        "many-shot accuracy goes from 88.0% to 84.0%, a difference of -4.0 points [-9.5, +1.5] that is not clear of 0."
+        "few-shot accuracy rises by 60.0 points [+29.7, +90.3], from 8.0% to 68.0%; "
+        "many-shot accuracy goes from 88.0% to 84.0%, a difference of -4.0 points [-9.6, +1.6] that is not clear of 0."
     )
     assert told.count(". ") == 0
 
@@ -287,7 +291,9 @@ def test_the_verdict_says_when_it_was_read_on_val_and_when_nothing_moved() -> No
     told = verdict(base, other, difference(base, other), None, group_difference(base, other, "many"), "val")
     assert told.startswith("On val, which also served to choose and so flatters, balanced accuracy goes from 56.0%")
     assert "few-shot classes are n/a" in told
-    assert told.endswith("many-shot accuracy stays at 88.0%.")
+    assert told.endswith(
+        "many-shot accuracy stays at 88.0%, a difference of +0.0 points [-1.0, +1.0] that is not clear of 0."
+    )
     assert "nothing changed" in verdict(base, base, difference(base, base), None, None)
 
 

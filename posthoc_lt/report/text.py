@@ -127,9 +127,8 @@ def _moved(what: str, before: float, after: float, gain: Paired) -> str:
     values = f"from {100 * before:.1f}% to {100 * after:.1f}%"
     if gain.clear:
         return f"{what} {'rises' if gain.delta > 0 else 'falls'} by {100 * abs(gain.delta):.1f} {interval}, {values}"
-    if gain.se == 0:
-        return f"{what} stays at {100 * before:.1f}%"
-    return f"{what} goes {values}, a difference of {100 * gain.delta:+.1f} {interval} that is not clear of 0"
+    moved = f"stays at {100 * before:.1f}%" if gain.delta == 0 else f"goes {values}"
+    return f"{what} {moved}, a difference of {100 * gain.delta:+.1f} {interval} that is not clear of 0"
 
 
 def _name(row: Row) -> str:

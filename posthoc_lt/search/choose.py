@@ -15,7 +15,7 @@ from posthoc_lt.head import Head
 from posthoc_lt.search.curve import TIE, Curve, step_curve
 from posthoc_lt.search.envelope import walk
 from posthoc_lt.search.figures import FIGURES, value
-from posthoc_lt.search.goal import Goal
+from posthoc_lt.search.goal import GUARD, Goal
 from posthoc_lt.search.intervals import winning_intervals
 from posthoc_lt.search.likelihood import fit_knob
 from posthoc_lt.search.path import Profile, pick, predict, profile_path
@@ -69,7 +69,7 @@ def choose(
 
     Rules: ``metric`` takes the middle of the widest plateau on which F, the exact validation metric,
     is largest. ``nll`` takes the likelihood's knob (`likelihood.fit_knob`). ``guarded`` takes the knob
-    nearest to the likelihood's inside {t : F(t) ≥ F* − SE(t)}, SE² = Σ wᵢ²(1[right at t] − 1[right at t*])²
+    nearest to the likelihood's inside {t : F(t) ≥ F* − 2·SE(t)}, SE² = Σ wᵢ²(1[right at t] − 1[right at t*])²
     (linearised for metrics that are no sums over samples). All stay within the constraints.
 
     Args:
@@ -97,7 +97,7 @@ def choose(
     else:
         supported = inside
         if goal.rule == "guarded":
-            supported = inside & (curve.values >= best - judged.error(optimum) - TIE)
+            supported = inside & (curve.values >= best - GUARD * judged.error(optimum) - TIE)
         likely = min(max(fit_knob(family, val, goal.weights(val.labels)).knob, bounds[0]), bounds[1])
         knob = curve.nearest(likely, supported)
         decided_by = "likelihood" if supported[curve.cell(likely)] else "guard"

@@ -12,6 +12,13 @@ from posthoc_lt.search.figures import FIGURES, Constraint, Figure, Groups
 
 RULES = ("guarded", "nll", "metric")
 
+GUARD = 2.0
+"""How many standard errors below its maximum the metric may lie where the likelihood chooses.
+
+The maximum is that of many noisy values: one standard error refuses choices that are as good
+(examples/benchmarks/README.md).
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Goal:

@@ -12,7 +12,7 @@ from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.search.curve import TIE
 from posthoc_lt.search.figures import influence, value
-from posthoc_lt.search.goal import Goal
+from posthoc_lt.search.goal import GUARD, Goal
 from posthoc_lt.search.likelihood import LOG_SCALE_PRIOR
 
 LOG_SCALES = torch.linspace(-2.0, 2.0, 17, dtype=torch.float64)
@@ -73,7 +73,7 @@ def pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple[
     if goal.rule == "guarded":
         weigh = influence(goal.figure, labels, profile.predicted[best], profile.classes, goal.groups)
         moved = weigh.of(labels, profile.predicted) - weigh.of(labels, profile.predicted[best])
-        supported = inside & (values >= values[best] - moved.square().sum(dim=1).sqrt() - TIE)
+        supported = inside & (values >= values[best] - GUARD * moved.square().sum(dim=1).sqrt() - TIE)
     if supported[likely]:
         return likely, best, "likelihood"
     near = supported.nonzero().flatten()
