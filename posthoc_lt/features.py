@@ -5,56 +5,59 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError, listed
-from posthoc_lt.head import Head
+from posthoc_lt.head import Head, as_tensor
 
 CHUNK_ELEMENTS = 1 << 22
 """The largest (rows, width) block that a pass over features makes: 16 MB in float32."""
 
 SPLITS = ("train", "val", "test")
 
+_KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CPU = torch.device("cpu")
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, init=False)
 class Features:
     """The features of one split.
 
     Args:
-        x: (N, D) float16, bfloat16, float32 or float64; may be memory-mapped, is read by `chunks` alone.
-        y: (N,) integer labels, or None for an unlabelled split.
+        x: (N, D) float16, bfloat16, float32 or float64, a tensor, an array, a data frame or lists; may be
+            memory-mapped, is read by `chunks` alone.
+        y: (N,) integer labels of any such form, or None for an unlabelled split.
         device: where `chunks` delivers its blocks and so where all arithmetic runs.
 
     Raises:
-        PosthocError: shapes or dtypes do not fit.
+        PosthocError: no numbers, or shapes or dtypes that do not fit.
     """
 
     x: Tensor
-    y: Tensor | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    y: Tensor | None
+    device: torch.device
+
+    def __init__(self, x: Tensor | ArrayLike, y: Tensor | ArrayLike | None = None, device: torch.device = _CPU) -> None:
+        rows = as_tensor(x, "features")
+        if isinstance(x, list | tuple) and not rows.is_floating_point():
+            rows = rows.double()  # 1 in a list stands for 1.0; an integer array is more likely something else
+        if rows.ndim != 2 or rows.dtype not in _KINDS:
+            raise PosthocError(
+                f"features of shape {tuple(rows.shape)} and type {rows.dtype}",
+                "floating-point features of shape (samples, dimensions)",
+                "flatten or pool them to one row a sample",
+            )
+        object.__setattr__(self, "x", rows)
+        object.__setattr__(self, "y", None if y is None else _labels(as_tensor(y, "labels"), len(rows)))
+        object.__setattr__(self, "device", device)
 
     def __repr__(self) -> str:
         labelled = "" if self.y is not None else ", unlabelled"
         return f"Features({len(self)} samples, {self.dimensions} dimensions, {self.x.dtype}{labelled})"
-
-    def __post_init__(self) -> None:
-        if self.x.ndim != 2 or not self.x.is_floating_point():
-            raise PosthocError(
-                f"features of shape {tuple(self.x.shape)} and type {self.x.dtype}",
-                "floating-point features of shape (samples, dimensions)",
-                "flatten or pool them to one row a sample",
-            )
-        if self.y is not None:
-            fits = self.y.shape == self.x.shape[:1] and not self.y.is_floating_point()
-            if not fits or (len(self.y) and int(self.y.min()) < 0):
-                raise PosthocError(
-                    f"labels of shape {tuple(self.y.shape)} and type {self.y.dtype} for {len(self.x)} samples",
-                    "one integer class index >= 0 a sample",
-                    "give class indices counted from 0 in the order of the head's rows",
-                )
-            object.__setattr__(self, "y", self.y.to(torch.int64))
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -74,6 +77,40 @@ class Features:
         if self.y is None:
             raise PosthocError("a split without labels", "labelled features", "extract it again with its labels")
         return self.y
+
+    def require_fit(self, head: Head, name: str = "") -> None:
+        """Refuse a head that these features are not for.
+
+        Args:
+            head: C classes, D dimensions.
+            name: of the split, for the message.
+
+        Raises:
+            PosthocError: dimensions differ, or a label is not one of the head's.
+        """
+        split = f"{name} " if name else ""
+        if self.dimensions != head.dimensions:
+            raise PosthocError(
+                f"{split}features of {self.dimensions} dimensions for a head of {head.dimensions}",
+                "the features that this head reads",
+                "extract features and head from the same checkpoint",
+            )
+        if self.y is not None and len(self) and int(self.y.max()) >= head.classes:
+            raise PosthocError(
+                f"{split}label {int(self.y.max())} for a head of {head.classes} classes",
+                f"labels from 0 to {head.classes - 1}",
+                "give data with the classes that the network was trained on",
+            )
+
+    def require_labelled(self, head: Head) -> None:
+        """Refuse features that a head cannot be judged or fitted on.
+
+        Raises:
+            PosthocError: there is no sample or no label, or they do not fit the head.
+        """
+        if not len(self.labels):
+            raise PosthocError("no labelled sample", "at least one", "extract again with a folder that holds images")
+        self.require_fit(head)
 
     def counts(self, classes: int) -> Tensor:
         """Samples a class, shape (C,), int64."""
@@ -98,6 +135,30 @@ class Features:
         for start in range(0, len(self), rows):
             block = slice(start, min(start + rows, len(self)))
             yield block, self.x[block].to(self.device).to(dtype)
+
+    def same_rows(self, other: Features) -> bool:
+        """Whether both hold the very same labelled samples in the same order; mostly a few rows tell.
+
+        Where the dtypes differ, ours are rounded to the other's. Splits without labels or samples never do.
+        """
+        if self.y is None or other.y is None or not len(self) or self.x.shape != other.x.shape:
+            return False
+        if not torch.equal(self.y.to(other.y.device), other.y):
+            return False
+        step = max(1, CHUNK_ELEMENTS // max(self.dimensions, 1))
+        parts = [slice(8), *(slice(start, start + step) for start in range(0, len(self), step))]
+        return all(torch.equal(self.x[part].to(other.x), other.x[part]) for part in parts)
+
+
+def _labels(y: Tensor, samples: int) -> Tensor:
+    labels = y.to(torch.int64)  # first of all, for torch cannot compare unsigned types
+    if y.shape != (samples,) or y.is_floating_point() or bool((labels < 0).any()):
+        raise PosthocError(
+            f"labels of shape {tuple(y.shape)} and type {y.dtype} for {samples} samples",
+            "one integer class index >= 0 a sample",
+            "give class indices counted from 0 in the order of the head's rows",
+        )
+    return labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,10 +204,11 @@ class FeatureSet:
         train, val, test: the splits; any may lack.
         classes: C names; ``0 … C-1`` where none are given.
         provenance: strings that say where the features come from (checkpoint_sha256, arch, transform, …).
-        train_counts: (C,) train samples a class, standing in for a missing train split.
+        train_counts: (C,) train samples a class, standing in for a missing train split or for one that
+            holds only a part of them; whole numbers of any dtype, kept as int64.
 
     Raises:
-        PosthocError: dimensions, labels or names do not fit the head.
+        PosthocError: dimensions, labels, names or counts do not fit, or two splits hold the same samples.
     """
 
     head: Head
@@ -168,27 +230,33 @@ class FeatureSet:
                 "give data with the classes that the network was trained on, in their order",
             )
         for name, split in self.splits().items():
-            self._check(name, split)
-        if self.train_counts is not None and self.train_counts.shape != (count,):
+            split.require_fit(self.head, name)
+        if self.train_counts is not None:
+            object.__setattr__(self, "train_counts", _whole(as_tensor(self.train_counts, "train counts"), count))
+        self._check_counts()
+        self._check_apart()
+
+    def _check_counts(self) -> None:
+        if self.train_counts is None or self.train is None or self.train.y is None:
+            return
+        counts, there = self.train_counts.cpu(), self.train.counts(self.head.classes).cpu()
+        short = (counts < there).nonzero().flatten().tolist()
+        if short:
             raise PosthocError(
-                f"train counts of shape {tuple(self.train_counts.shape)}",
-                f"one count for each of the {count} classes",
-                "write one number a class, in the order of the head's rows",
+                f"train count {int(counts[short[0]])} of class {short[0]}, of which {int(there[short[0]])} samples "
+                "are there",
+                "counts of all train samples, those at hand among them",
+                "count them again, in the order of the head's rows, or leave train_counts out",
             )
 
-    def _check(self, name: str, split: Features) -> None:
-        if split.dimensions != self.head.dimensions:
-            raise PosthocError(
-                f"{name} features of {split.dimensions} dimensions for a head of {self.head.dimensions}",
-                "the features that this head reads",
-                "extract features and head from the same checkpoint",
-            )
-        if split.y is not None and len(split) and int(split.y.max()) >= self.head.classes:
-            raise PosthocError(
-                f"{name} label {int(split.y.max())} for a head of {self.head.classes} classes",
-                f"labels from 0 to {self.head.classes - 1}",
-                "give data with the classes that the network was trained on",
-            )
+    def _check_apart(self) -> None:
+        for (one, first), (other, second) in combinations(self.splits().items(), 2):
+            if first.same_rows(second):
+                raise PosthocError(
+                    f"{one} and {other} features that are the very same {len(first)} samples",
+                    "splits that share no sample, for train fits, val chooses and test judges",
+                    f"give {other} samples of its own, or leave it out",
+                )
 
     def splits(self) -> dict[str, Features]:
         """The splits that are there, by name."""
@@ -222,3 +290,21 @@ class FeatureSet:
         """What a method may see."""
         labelled = self.train is not None and self.train.y is not None
         return Training(self.counts, self.train if labelled else None)
+
+
+def _whole(counts: Tensor, classes: int) -> Tensor:
+    if counts.shape != (classes,):
+        raise PosthocError(
+            f"train counts of shape {tuple(counts.shape)}",
+            f"one count for each of the {classes} classes",
+            "write one number a class, in the order of the head's rows",
+        )
+    whole = counts.to(torch.int64)
+    broken = counts.is_floating_point() and not torch.equal(whole.to(counts), counts)
+    if broken or counts.dtype == torch.bool or bool((whole < 0).any()):
+        raise PosthocError(
+            f"train counts {listed(counts.tolist())}",
+            "one whole number >= 0 a class",
+            "count the train samples of each class, in the order of the head's rows",
+        )
+    return whole

@@ -2,29 +2,67 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from posthoc_lt.errors import PosthocError
+from posthoc_lt.errors import PosthocError, show
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 
 
-@dataclass(frozen=True, eq=False)
+def as_tensor(values: Tensor | ArrayLike, what: str) -> Tensor:
+    """Numbers of any form (tensor, array, data frame, lists) as a tensor without gradient.
+
+    Memory is shared where the form allows it, so that a memory-mapped array stays on disk.
+
+    Raises:
+        PosthocError: `values`, which the message calls `what`, hold no real numbers.
+
+    >>> as_tensor([[1, 2]], "a weight")
+    tensor([[1, 2]])
+    """
+    try:
+        tensor = values.detach() if isinstance(values, Tensor) else _shared(np.asarray(values))
+        if tensor.is_complex():
+            raise TypeError("complex")
+        tensor.new_zeros(1).float()  # torch stores more types, such as 4-bit floats, than it can compute with
+    except (TypeError, ValueError, RuntimeError):
+        raise PosthocError(
+            f"{what} of type {show(type(values).__name__)} that does not hold real numbers",
+            "a tensor, an array or a table of numbers",
+            "convert it with numpy.asarray(…, dtype=float), or labels with dtype=int",
+        ) from None
+    return tensor
+
+
+def _shared(array: NDArray[np.generic]) -> Tensor:
+    with warnings.catch_warnings():
+        # Read-only arrays (memory maps, data frames) are safe here: nothing writes into what it is given.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        try:
+            return torch.from_numpy(array)
+        except ValueError:  # negative strides or a foreign byte order, which torch does not have
+            return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+
+
+@dataclass(frozen=True, eq=False, init=False)
 class Head:
     """An affine classifier, ``logits = x Wᵀ + b``.
 
     Args:
-        weight: W, shape (C, D), float32 or float64, finite.
-        bias: b, shape (C,), the same dtype. A head without bias carries zeros and says so in `has_bias`.
+        weight: W, shape (C, D), finite; a tensor, an array, a data frame or lists. float64 stays, all else
+            becomes float32.
+        bias: b, shape (C,), kept in the dtype of W. A head without bias carries zeros and says so in `has_bias`.
         has_bias: whether the layer it came from has a bias to fold into.
 
     Raises:
-        PosthocError: shapes do not agree, or a value is not finite.
+        PosthocError: no numbers, shapes that do not agree, or a value that is not finite.
 
     >>> head = Head(torch.eye(2), torch.tensor([0.0, 1.0]))
     >>> head(torch.tensor([[3.0, 1.0]]))
@@ -33,19 +71,20 @@ class Head:
 
     weight: Tensor
     bias: Tensor
-    has_bias: bool = True
+    has_bias: bool
 
-    def __post_init__(self) -> None:
-        weight, bias = self.weight.detach(), self.bias.detach()
-        if weight.ndim != 2 or bias.shape != weight.shape[:1] or min(weight.shape) < 1:
+    def __init__(self, weight: Tensor | ArrayLike, bias: Tensor | ArrayLike, has_bias: bool = True) -> None:
+        w, b = as_tensor(weight, "a weight"), as_tensor(bias, "a bias")
+        if w.ndim != 2 or b.shape != w.shape[:1] or min(w.shape) < 1:
             raise PosthocError(
-                f"a head with weight {tuple(weight.shape)} and bias {tuple(bias.shape)}",
+                f"a head with weight {tuple(w.shape)} and bias {tuple(b.shape)}",
                 "weight (classes, dimensions) and bias (classes,)",
                 "check which layer the head was read from",
             )
-        dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
-        object.__setattr__(self, "weight", weight.to(dtype).contiguous())
-        object.__setattr__(self, "bias", bias.to(weight.device, dtype).contiguous())
+        dtype = w.dtype if w.dtype in (torch.float32, torch.float64) else torch.float32
+        object.__setattr__(self, "weight", w.to(dtype).contiguous())
+        object.__setattr__(self, "bias", b.to(w.device, dtype).contiguous())
+        object.__setattr__(self, "has_bias", has_bias)
         if not (self.weight.isfinite().all() and self.bias.isfinite().all()):
             raise PosthocError(
                 "a head with NaN or infinite values",
@@ -64,9 +103,10 @@ class Head:
         return self.weight.shape[1]
 
     @classmethod
-    def without_bias(cls, weight: Tensor) -> Head:
+    def without_bias(cls, weight: Tensor | ArrayLike) -> Head:
         """The head of a layer that has no bias: zeros, remembered as absent."""
-        return cls(weight, weight.new_zeros(weight.shape[:1]), has_bias=False)
+        w = as_tensor(weight, "a weight")
+        return cls(w, w.new_zeros(w.shape[:1]), has_bias=False)
 
     def to(self, place: torch.device | torch.dtype) -> Head:
         """The same head on another device or in another dtype."""
@@ -75,11 +115,11 @@ class Head:
     @overload
     def __call__(self, x: Tensor) -> Tensor: ...
     @overload
-    def __call__(self, x: Array) -> Array: ...
-    def __call__(self, x: Tensor | Array) -> Tensor | Array:
-        """Logits (N, C) of features (N, D), in the head's dtype; an array in gives an array out."""
-        if isinstance(x, np.ndarray):
-            logits: Array = self(torch.from_numpy(x).to(self.weight.dtype)).numpy()
+    def __call__(self, x: ArrayLike) -> Array: ...
+    def __call__(self, x: Tensor | ArrayLike) -> Tensor | Array:
+        """Logits (N, C) of features (N, D), in the head's dtype; a tensor gives a tensor, all else an array."""
+        if not isinstance(x, Tensor):
+            logits: Array = self(as_tensor(x, "features").to(self.weight.device)).cpu().numpy()
             return logits
         return torch.addmm(self.bias, x.to(self.weight.dtype), self.weight.T)
 

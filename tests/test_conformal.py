@@ -224,7 +224,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PosthocError, match="which is no file"):
         load_thresholds(tmp_path / "nothing")
     save_head(SavedHead(HEAD), tmp_path / "head.safetensors")
-    with pytest.raises(PosthocError, match="not ours"):
+    with pytest.raises(PosthocError, match="which is a head file"):
         load_thresholds(tmp_path / "head.safetensors")
     whole = path.read_bytes()
     (tmp_path / "cut").write_bytes(whole[:-5])

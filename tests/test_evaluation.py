@@ -188,7 +188,7 @@ def refused(head: Head, features: Features, counts: Tensor = COUNTS) -> str:
 def test_what_cannot_be_evaluated_is_refused() -> None:
     head, features = case()
     x, y = features.x, features.labels
-    assert refused(head, Features(x[:0], y[:0])) == "a split without a sample"
+    assert refused(head, Features(x[:0], y[:0])) == "no labelled sample"
     assert refused(head, Features(x)) == "a split without labels"
     assert refused(head, Features(x[:, :5], y)) == "features of 5 dimensions for a head of 7"
     assert refused(head, features, COUNTS[:4]) == "train counts of shape (4,)"

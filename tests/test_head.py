@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas
 import pytest
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from posthoc_lt import Head, PosthocError
 
@@ -46,3 +49,68 @@ def test_what_is_no_head_is_refused(weight: torch.Tensor, bias: torch.Tensor, na
 def test_a_head_does_not_change() -> None:
     with pytest.raises(AttributeError):
         Head(torch.ones(1, 1), torch.ones(1)).weight = torch.zeros(1, 1)  # type: ignore[misc]
+
+
+NUMBERS = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]])
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        NUMBERS,
+        NUMBERS.astype(np.float32),
+        NUMBERS.astype(">f8"),
+        NUMBERS.astype(np.int64),
+        NUMBERS.tolist(),
+        np.asfortranarray(NUMBERS),
+        NUMBERS[::-1, ::-1].copy()[::-1, ::-1],
+        pandas.DataFrame(NUMBERS, index=[7, 8, 9]),
+        pandas.DataFrame({"a": NUMBERS[:, 0].astype(int), "b": NUMBERS[:, 1]}),
+        torch.tensor(NUMBERS, requires_grad=True),
+    ],
+)
+def test_any_table_of_numbers_makes_a_head(weight: Tensor | ArrayLike) -> None:
+    head = Head(weight, pandas.Series([1, 0, -1]))
+    assert head.weight.tolist() == NUMBERS.tolist()
+    assert head.bias.tolist() == [1.0, 0.0, -1.0]
+    assert not head.weight.requires_grad
+    assert Head.without_bias(weight).bias.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.array([[1.0, 0.0], [0.0, 1.0]])[::-1],
+        np.array([[0.0, 1.0], [1.0, 0.0]], dtype=">f4"),
+        pandas.DataFrame([[0.0, 1.0], [1.0, 0.0]]),
+        [[0, 1], [1, 0]],
+    ],
+)
+def test_a_head_reads_any_table_of_numbers(x: ArrayLike) -> None:
+    logits = Head(NUMBERS, np.zeros(3))(x)
+    assert isinstance(logits, np.ndarray)
+    assert logits.tolist() == [[2.0, 4.0, 7.0], [1.0, 3.0, 5.0]]
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        "model.pt",
+        None,
+        object(),
+        [[1.0], [2.0, 3.0]],
+        np.array([["a", "b"]]),
+        np.ones((2, 2), dtype=complex),
+        torch.ones(2, 2, dtype=torch.complex64),
+        pandas.DataFrame({"a": ["x", "y"]}),
+    ],
+)
+def test_what_holds_no_numbers_is_refused_by_its_name(weight: ArrayLike) -> None:
+    with pytest.raises(PosthocError, match="weight of type"):
+        Head(weight, np.zeros(2))
+
+
+def test_a_read_only_array_is_taken_without_a_word() -> None:
+    weight = np.ones((2, 3))
+    weight.flags.writeable = False
+    assert Head(weight, np.zeros(2)).weight.tolist() == weight.tolist()

@@ -27,7 +27,7 @@ def weighting(head: Head, features: Features, under: Tensor | None) -> Weighting
     Raises:
         PosthocError: shapes or labels do not fit, a frequency is negative, or no sample carries weight.
     """
-    _check(head, features)
+    features.require_labelled(head)
     counts = features.counts(head.classes).cpu().double()
     share = counts if under is None else distribution(under, head, "label distribution") * (counts > 0)
     if not share.sum() > 0:
@@ -94,20 +94,3 @@ def blocks(head: Head, features: Features) -> Iterator[tuple[slice, Tensor, Tens
                 "extract them again, and check the images and the checkpoint",
             )
         yield rows, z, features.labels[rows].to(z.device)
-
-
-def _check(head: Head, features: Features) -> None:
-    if not len(features.labels):
-        raise PosthocError("no labelled sample", "at least one", "extract again with a folder that holds images")
-    if features.dimensions != head.dimensions:
-        raise PosthocError(
-            f"features of {features.dimensions} dimensions for a head of {head.dimensions}",
-            "the features that this head reads",
-            "extract features and head from the same checkpoint",
-        )
-    if int(features.labels.max()) >= head.classes:
-        raise PosthocError(
-            f"label {int(features.labels.max())} for a head of {head.classes} classes",
-            f"labels from 0 to {head.classes - 1}",
-            "give data with the classes that the network was trained on",
-        )

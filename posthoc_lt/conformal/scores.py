@@ -38,25 +38,3 @@ def conformity_of(head: Head, x: Tensor, prevalence: Tensor | None) -> Tensor:
 def identity(head: Head) -> str:
     """Checksums that no other head shares."""
     return f"{checksum(head.weight.cpu())} {checksum(head.bias.cpu())}"
-
-
-def check_samples(head: Head, features: Features) -> None:
-    """Refuse samples that do not fit the head.
-
-    Raises:
-        PosthocError: there is none, or dimensions or labels are not the head's.
-    """
-    if not len(features.labels):
-        raise PosthocError("no labelled sample", "at least one", "extract again with a folder that holds images")
-    if features.dimensions != head.dimensions:
-        raise PosthocError(
-            f"features of {features.dimensions} dimensions for a head of {head.dimensions}",
-            "the features that this head reads",
-            "extract features and head from the same checkpoint",
-        )
-    if int(features.labels.max()) >= head.classes:
-        raise PosthocError(
-            f"label {int(features.labels.max())} for a head of {head.classes} classes",
-            f"labels from 0 to {head.classes - 1}",
-            "give data with the classes that the network was trained on",
-        )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from posthoc_lt.conformal.scores import blocks, check_samples, conformity_of
+from posthoc_lt.conformal.scores import blocks, conformity_of
 from posthoc_lt.conformal.thresholds import Thresholds
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.features import Features
@@ -84,7 +84,7 @@ def evaluate_sets(
     Raises:
         PosthocError: shapes do not fit, features are not finite, or there is no sample.
     """
-    check_samples(head, features)
+    features.require_labelled(head)
     _check_classes(head, thresholds)
     groups = {name: mask.cpu() for name, mask in group_classes(counts, edges).items()}
     labels, actual = features.labels.cpu(), features.counts(head.classes).cpu()

@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from posthoc_lt.conformal.scores import blocks, check_samples, identity
+from posthoc_lt.conformal.scores import blocks, identity
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
@@ -88,7 +88,7 @@ def fit_thresholds(
     tensor([0.5000, 0.0000], dtype=torch.float64)
     """
     _check_options(kind, alpha, weight)
-    check_samples(head, features)
+    features.require_labelled(head)
     ratio = _prevalence(head, prevalence) if kind == "prevalence" else None
     labels = features.labels.cpu()
     scores = torch.empty(len(features), dtype=torch.float64)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import os
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from posthoc_lt.errors import PosthocError, show
@@ -29,7 +31,7 @@ def replacing(path: Path, force: bool = False) -> Iterator[Path]:
         yield temporary
         _publish(temporary, path, force)
     except OSError as error:
-        if error.filename is not None and Path(error.filename) not in (temporary, path):
+        if error.filename is not None and str(error.filename) not in (str(temporary), str(path)):
             raise
         raise _unwritable(path, error) from None
     finally:
@@ -40,48 +42,72 @@ def require_writable(path: Path) -> None:
     """Find out before long work, not after it, that its result could not be written.
 
     Raises:
-        PosthocError: the folder of `path` cannot be written to.
+        PosthocError: the folder of `path` cannot be written to, `path` is a folder or no name for a file.
     """
     _reserve(Path(path)).unlink()
 
 
 def _reserve(path: Path) -> Path:
-    """A new empty file beside `path`, hidden, under a name of its own."""
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    """A new empty file beside `path`, hidden, under a name of its own, where `path` could be a file."""
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except OSError as error:
+        # A part of the name is enough to know it by: a longer one may not fit where the name itself does.
+        temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+        with suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _create(temporary)
+    except (OSError, ValueError) as error:
         raise _unwritable(path, error) from None
     return temporary
+
+
+def _create(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
 def _publish(temporary: Path, path: Path, force: bool) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
-    if path.exists() and path.is_file() and filecmp.cmp(temporary, path, shallow=False):
+    if path.is_file() and filecmp.cmp(temporary, path, shallow=False):
         return
-    if force:
-        os.replace(temporary, path)
-    else:
-        try:
-            # A hard link never replaces a file, so that two runs at once cannot overwrite each other.
-            os.link(temporary, path)
-        except FileExistsError:
-            raise PosthocError(
-                f"{show(path)}, which exists and holds something else",
-                "a new file name, or leave to overwrite",
-                "give --force to overwrite it, or --out with another name",
-            ) from None
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        if force:
+            os.replace(temporary, path)
+        else:
+            _move_to_free(temporary, path)
+    except FileExistsError:
+        raise PosthocError(
+            f"{show(path)}, which exists and holds something else",
+            "a new file name, or leave to overwrite",
+            "give --force to overwrite it, or --out with another name",
+        ) from None
+    with suppress(OSError):  # not every platform and file system can sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
-def _unwritable(path: Path, error: OSError) -> PosthocError:
+def _move_to_free(temporary: Path, path: Path) -> None:
+    """Name the file `path` where nothing has that name, so that two runs at once cannot overwrite each other."""
+    try:
+        os.link(temporary, path)  # never replaces a file
+    except FileExistsError:
+        raise
+    except OSError:  # the file system knows no hard links: the name is taken first, then replaced
+        _create(path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            path.unlink()
+            raise
+
+
+def _unwritable(path: Path, error: OSError | ValueError) -> PosthocError:
+    reason = error.strerror or show(error) if isinstance(error, OSError) else "no file can have that name"
     return PosthocError(
-        f"{show(path)}, which cannot be written ({error.strerror})",
+        f"{show(path)}, which cannot be written ({reason})",
         "a file in a folder that exists and that you may write to",
         "give --out with another place, or free some space",
     )

@@ -29,6 +29,9 @@ _NAMES = {
 }
 _BLOCK_BYTES = 1 << 24
 
+FEATURES, HEAD = "posthoc-lt", "posthoc-lt-head"
+_WORDS = {FEATURES: "a feature file", HEAD: "a head file"}
+
 
 def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write `tensors` with `metadata` and a sha256 for each tensor; equal input gives equal bytes."""
@@ -62,8 +65,8 @@ def read_container(path: Path, kind: str, version: str, remake: str) -> tuple[di
     Raises:
         PosthocError: missing, not of this kind or version, cut short, or changed since it was written.
     """
-    if not path.is_file():
-        raise PosthocError(f"{show(path)}, which is no file", f"a {kind} file", remake)
+    if not _is_file(path):
+        raise PosthocError(f"{show(path)}, which is no file", _words(kind), remake)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -71,7 +74,7 @@ def read_container(path: Path, kind: str, version: str, remake: str) -> tuple[di
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise PosthocError(
-            f"{show(path)}, which cannot be read as safetensors ({show(error)})", f"a whole {kind} file", remake
+            f"{show(path)}, which cannot be read as safetensors ({show(error)})", f"{_words(kind)}, whole", remake
         ) from None
     _verify(path, tensors, metadata, remake)
     return tensors, metadata
@@ -79,6 +82,8 @@ def read_container(path: Path, kind: str, version: str, remake: str) -> tuple[di
 
 def container_kind(path: Path) -> str | None:
     """What a file says in `format`, without reading its tensors; None for a file that is not ours."""
+    if not _is_file(path):
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format")
@@ -105,9 +110,23 @@ def _blocks(tensor: Tensor) -> list[np.ndarray[tuple[int], np.dtype[np.uint8]]]:
     return [flat[start : start + _BLOCK_BYTES] for start in range(0, len(flat), _BLOCK_BYTES)]
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a NUL
+        return False
+
+
+def _words(kind: str) -> str:
+    return _WORDS.get(kind, f"a {show(kind)} file")
+
+
 def _check_kind(path: Path, metadata: Mapping[str, str], kind: str, version: str, remake: str) -> None:
-    if metadata.get("format") != kind:
-        raise PosthocError(f"{show(path)}, a safetensors file that is not ours", f"a {kind} file", remake)
+    found = metadata.get("format", "")
+    if found != kind:
+        ours = found.startswith(FEATURES)
+        told = f"which is {_words(found)}" if ours else "a safetensors file that is not ours"
+        raise PosthocError(f"{show(path)}, {told}", _words(kind), remake)
     if metadata.get("version") != version:
         raise PosthocError(
             f"{show(path)} of version {show(metadata.get('version'))}",
@@ -119,7 +138,7 @@ def _check_kind(path: Path, metadata: Mapping[str, str], kind: str, version: str
 def _verify(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], remake: str) -> None:
     try:
         expected = json.loads(metadata.get("checksums", ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         expected = None
     if not isinstance(expected, dict) or expected.keys() != tensors.keys():
         raise PosthocError(f"{show(path)}, whose list of checksums does not fit it", "the file as written", remake)

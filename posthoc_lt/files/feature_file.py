@@ -12,12 +12,12 @@ from torch import Tensor
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.features import SPLITS, Features, FeatureSet
 from posthoc_lt.files.atomic import replacing
-from posthoc_lt.files.container import read_container, write_container
+from posthoc_lt.files.container import FEATURES, read_container, write_container
 from posthoc_lt.head import Head
 
-FORMAT, VERSION = "posthoc-lt", "1"
+_VERSION = "1"
 _REMAKE = "make it with: posthoc-lt extract --ckpt model.pt"
-_OURS = frozenset({"format", "version", "classes", "checksums"})
+_OURS = frozenset({"format", "version", "classes", "has_bias", "checksums"})
 
 
 def save_features(features: FeatureSet, path: Path, force: bool = False) -> None:
@@ -26,9 +26,10 @@ def save_features(features: FeatureSet, path: Path, force: bool = False) -> None
     Raises:
         PosthocError: the place cannot be written to, or holds another file and not `force`.
     """
-    tensors = {"head.weight": features.head.weight}
-    if features.head.has_bias:
-        tensors["head.bias"] = features.head.bias
+    head = features.head
+    tensors = {"head.weight": head.weight}
+    if head.has_bias or head.bias.any():  # a method gives a bias to the head of a layer that has none
+        tensors["head.bias"] = head.bias
     if features.train_counts is not None:
         tensors["train.counts"] = features.train_counts
     for name, split in features.splits().items():
@@ -36,7 +37,13 @@ def save_features(features: FeatureSet, path: Path, force: bool = False) -> None
         if split.y is not None:
             tensors[f"{name}.labels"] = split.y
     classes = json.dumps(list(features.classes), ensure_ascii=False)
-    metadata = {**features.provenance, "format": FORMAT, "version": VERSION, "classes": classes}
+    metadata = {
+        **features.provenance,
+        "format": FEATURES,
+        "version": _VERSION,
+        "classes": classes,
+        "has_bias": "true" if head.has_bias else "false",
+    }
     with replacing(path, force) as temporary:
         write_container(temporary, tensors, metadata)
 
@@ -48,12 +55,11 @@ def load_features(path: Path) -> FeatureSet:
         PosthocError: no such file, not a feature file, cut short or changed, or holding NaN.
     """
     path = Path(path)
-    tensors, metadata = read_container(path, FORMAT, VERSION, _REMAKE)
+    tensors, metadata = read_container(path, FEATURES, _VERSION, _REMAKE)
     if "head.weight" not in tensors:
         raise PosthocError(f"{show(path)}, which has no head.weight", "a feature file with its head", _REMAKE)
-    weight, bias = tensors["head.weight"], tensors.get("head.bias")
     features = FeatureSet(
-        head=Head.without_bias(weight) if bias is None else Head(weight, bias),
+        head=_head(tensors["head.weight"], tensors.get("head.bias"), metadata),
         **{name: _split(tensors, name) for name in SPLITS},
         classes=_classes(path, metadata),
         provenance={key: value for key, value in metadata.items() if key not in _OURS},
@@ -64,6 +70,12 @@ def load_features(path: Path) -> FeatureSet:
     return features
 
 
+def _head(weight: Tensor, bias: Tensor | None, metadata: Mapping[str, str]) -> Head:
+    if bias is None:
+        return Head.without_bias(weight)
+    return Head(weight, bias, metadata.get("has_bias") != "false")
+
+
 def _split(tensors: Mapping[str, Tensor], name: str) -> Features | None:
     x = tensors.get(f"{name}.features")
     return None if x is None else Features(x, tensors.get(f"{name}.labels"))
@@ -72,7 +84,7 @@ def _split(tensors: Mapping[str, Tensor], name: str) -> Features | None:
 def _classes(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
     try:
         names = json.loads(metadata.get("classes", "[]"))
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise PosthocError(f"{show(path)}, whose class names are not a JSON list of strings", "the file", _REMAKE)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.files.atomic import replacing
-from posthoc_lt.files.container import read_container, write_container
+from posthoc_lt.files.container import HEAD, read_container, write_container
 from posthoc_lt.head import Head
 
-FORMAT, VERSION = "posthoc-lt-head", "1"
+_VERSION = "1"
 _REMAKE = "make it with: posthoc-lt rebalance --out head.safetensors"
-_OURS = frozenset({"format", "version", "checksums"})
+_OURS = frozenset({"format", "version", "has_bias", "checksums"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ def save_head(saved: SavedHead, path: Path, force: bool = False) -> None:
     tensors = {"head.weight": saved.head.weight, "head.bias": saved.head.bias}
     metadata = {
         **saved.provenance,
-        "format": FORMAT,
-        "version": VERSION,
+        "format": HEAD,
+        "version": _VERSION,
         "has_bias": "true" if saved.head.has_bias else "false",
     }
     with replacing(path, force) as temporary:
@@ -48,9 +48,9 @@ def load_head(path: Path) -> SavedHead:
         PosthocError: no such file, not a head file, cut short or changed.
     """
     path = Path(path)
-    tensors, metadata = read_container(path, FORMAT, VERSION, _REMAKE)
+    tensors, metadata = read_container(path, HEAD, _VERSION, _REMAKE)
     if not {"head.weight", "head.bias"} <= tensors.keys():
         raise PosthocError(f"{show(path)}, which lacks head.weight or head.bias", "a whole head file", _REMAKE)
     has_bias = metadata.get("has_bias") != "false"
-    provenance = {key: value for key, value in metadata.items() if key not in _OURS and key != "has_bias"}
+    provenance = {key: value for key, value in metadata.items() if key not in _OURS}
     return SavedHead(Head(tensors["head.weight"], tensors["head.bias"], has_bias), provenance)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_lt.device import resolve_device
-from posthoc_lt.errors import PosthocError, listed, show
+from posthoc_lt.errors import PosthocError, listed
 from posthoc_lt.extraction import extract_loaders
 from posthoc_lt.features import SPLITS, Features, FeatureSet
 from posthoc_lt.files import load_features
-from posthoc_lt.head import Head
+from posthoc_lt.head import Head, as_tensor
 
 Source: TypeAlias = "str | os.PathLike[str] | FeatureSet | nn.Module | Head | tuple[Any, ...] | Any"
 
@@ -88,7 +88,7 @@ def _from_loaders(model: nn.Module, given: dict[str, Any], device: str | torch.d
 def _from_arrays(head: Head, given: dict[str, Any]) -> FeatureSet:
     train, counts = given["train"], None
     if train is not None and not _is_pair(train):
-        train, counts = None, _tensor(train, "train counts")
+        counts, train = as_tensor(train, "train counts"), None
     train, val, test = (
         _as_split(pair, name) for name, pair in (("train", train), ("val", given["val"]), ("test", given["test"]))
     )
@@ -99,8 +99,8 @@ def _as_head(source: Any) -> Head:
     if isinstance(source, Head):
         return source
     if _is_pair(source):
-        return Head(_tensor(source[0], "the head's weight"), _tensor(source[1], "the head's bias"))
-    return Head.without_bias(_tensor(source, "the head's weight"))
+        return Head(source[0], source[1])
+    return Head.without_bias(as_tensor(source, "a head's weight"))
 
 
 def _as_split(pair: Any, name: str) -> Features | None:
@@ -110,22 +110,7 @@ def _as_split(pair: Any, name: str) -> Features | None:
         raise PosthocError(
             f"{name} of type {type(pair).__name__}", "a pair (features (N, D), labels (N,))", f"give {name}=(x, y)"
         )
-    labels = None if pair[1] is None else _tensor(pair[1], f"{name} labels")
-    return Features(_tensor(pair[0], f"{name} features"), labels)
-
-
-def _tensor(value: Any, what: str) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach()
-    try:
-        # A copy where strides are negative or the memory is read-only, which torch cannot take as they are.
-        return torch.from_numpy(np.require(np.asarray(value), requirements=["C", "W"]))
-    except (TypeError, ValueError, RuntimeError):
-        raise PosthocError(
-            f"{what} of type {show(type(value).__name__)}",
-            "a numpy array or a tensor of numbers",
-            "call rebalance('feats.safetensors'), or rebalance((weight, bias), (x, y), (x_val, y_val))",
-        ) from None
+    return Features(pair[0], pair[1])
 
 
 def _is_pair(value: Any) -> bool:

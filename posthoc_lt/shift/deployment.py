@@ -290,12 +290,7 @@ def _interval(point: _Point, samples: int, pulled: bool, z: float) -> tuple[Tens
 def _check(head: Head, features: Features, log_prior: Tensor, kappa: float, level: float) -> None:
     if not len(features):
         raise PosthocError("no unlabelled sample", "samples of the deployment", "give some, or the target prior itself")
-    if features.dimensions != head.dimensions:
-        raise PosthocError(
-            f"features of {features.dimensions} dimensions for a head of {head.dimensions}",
-            "the features that this head reads",
-            "extract features and head from the same checkpoint",
-        )
+    features.require_fit(head)
     if log_prior.shape != (head.classes,) or not bool(log_prior.isfinite().all()):
         raise PosthocError(
             f"a log prior of shape {tuple(log_prior.shape)}, or not finite",
