@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
+from by_path import load
 from torch import nn
 
 from posthoc_lt import FeatureSet, extract, load_features, save_features
 from posthoc_lt.cli.demo import unpack
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +39,7 @@ def features(case: Path) -> FeatureSet:
 @pytest.fixture(scope="session")
 def original_model() -> Callable[[], nn.Module]:
     """The researcher's own model code, which knows nothing of this package."""
-    spec = importlib.util.spec_from_file_location("original_resnet", EXAMPLES / "fashion_lt" / "resnet.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load("fashion_lt/resnet.py")
 
     def build() -> nn.Module:
         model = module.resnet20(in_channels=1, num_classes=10)
@@ -52,3 +47,13 @@ def original_model() -> Callable[[], nn.Module]:
         return model.eval()
 
     return build
+
+
+@pytest.fixture
+def there(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own with the case in it, and the shell standing there."""
+    for name in ("model.pt", "feats.safetensors"):
+        shutil.copyfile(case / name, tmp_path / name)
+    (tmp_path / "data").symlink_to(case / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

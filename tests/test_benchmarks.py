@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_path import load
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
@@ -46,13 +46,7 @@ def sets(selection: ModuleType) -> ModuleType:
 @pytest.fixture(scope="module")
 def coverage(selection: ModuleType) -> ModuleType:
     """Loaded under a name of its own: `coverage` is a package that measures tests."""
-    spec = importlib.util.spec_from_file_location("benchmark_coverage", FOLDER / "coverage.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("benchmarks/coverage.py")
 
 
 @pytest.fixture(scope="module")

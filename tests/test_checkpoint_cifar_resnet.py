@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from by_path import load
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -85,12 +84,7 @@ def test_logits_are_the_papers_formula(name: str) -> None:
 
 
 def test_the_original_codes_weights_give_the_original_codes_logits() -> None:
-    path = Path(__file__).parents[1] / "examples/fashion_lt/resnet.py"
-    spec = importlib.util.spec_from_file_location("original_resnet", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load("fashion_lt/resnet.py")
     original: Any = module.resnet20(num_classes=6, in_channels=3).eval()
     shape = plan(original.state_dict())
     assert shape is not None

@@ -1,17 +1,16 @@
 """The embedded real case is what it says: the archive's images, and a checkpoint of the plain original model."""
 
 import hashlib
-import importlib.util
 import io
 import zipfile
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from by_path import load
 from PIL import Image
 
 Images = dict[tuple[str, str, str], np.ndarray]
@@ -26,16 +25,6 @@ SIZES = {
     "val": [20] * 10,
     "test": [100] * 10,
 }
-
-
-def load_example(name: str) -> ModuleType:
-    """Import a script of the example folder, which is no package, by its path."""
-    spec = importlib.util.spec_from_file_location(f"fashion_lt_{name}", ROOT / "examples/fashion_lt" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +68,7 @@ def test_archive_is_reproducible_in_form() -> None:
 
 
 def test_make_data_draws_no_image_twice(tmp_path: Path) -> None:
-    make_data = load_example("make_data")
+    make_data = load("fashion_lt/make_data.py")
     pixels = np.arange(4, dtype=np.uint8).repeat(2)[:, None, None] * np.ones((1, 28, 28), np.uint8)
     labels = np.array([0, 1] * 4, np.uint8)  # each picture once under either label
     seen = {pixels[0].tobytes()}
@@ -104,11 +93,11 @@ def test_checkpoint_is_the_plain_model(checkpoint: dict[str, Any]) -> None:
     assert state["conv1.weight"].shape == (16, 1, 3, 3)
     assert state["linear.weight"].shape == (10, 64)
     assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
-    load_example("resnet").resnet20().load_state_dict(state, strict=True)
+    load("fashion_lt/resnet.py").resnet20().load_state_dict(state, strict=True)
 
 
 def test_checkpoint_knows_train_and_fails_the_tail(images: Images, checkpoint: dict[str, Any]) -> None:
-    model = load_example("resnet").resnet20()
+    model = load("fashion_lt/resnet.py").resnet20()
     model.load_state_dict(checkpoint["state_dict"])
     model.eval()
     right: dict[tuple[str, int], float] = {}

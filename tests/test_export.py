@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_path import load
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,12 +23,7 @@ from posthoc_lt.head import Head
 
 
 def original(channels: int = 1, bias: bool = True) -> Any:
-    path = Path(__file__).parents[1] / "examples/fashion_lt/resnet.py"
-    spec = importlib.util.spec_from_file_location("original_resnet", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load("fashion_lt/resnet.py")
     torch.manual_seed(0)
     network = module.resnet20(num_classes=3, in_channels=channels)
     network.linear = nn.Linear(64, 3, bias=bias)

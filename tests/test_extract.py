@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import logging
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_path import load
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,12 +29,7 @@ CLASSES = ("ant", "bee", "cat")
 
 def original(classes: int = 3, channels: int = 1) -> Any:
     """The example's own model code, which knows nothing of the toolkit, with weights that all matter."""
-    path = Path(__file__).parents[1] / "examples/fashion_lt/resnet.py"
-    spec = importlib.util.spec_from_file_location("original_resnet", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load("fashion_lt/resnet.py")
     torch.manual_seed(0)
     network = module.resnet20(num_classes=classes, in_channels=channels)
     network.train()
