@@ -67,7 +67,11 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Procedure:
-    """Fitting every method and taking the best, judged on samples that had no say in it.
+    """Fitting every method and taking the best, judged on samples left out of the choice.
+
+    Each fold is predicted by the method that is best on the other folds, with its knob chosen there too. What those
+    other folds said of a method came from knobs that this fold had helped to choose: a second-order leak, which
+    nested folds would close at five times the cost.
 
     Args:
         predicted: (N,) on validation, each by a method and a knob chosen on other folds.
@@ -140,7 +144,7 @@ class Result(Comparison):
         gain = paired(before.labels, before.right, self.procedure.predicted == before.labels, before.classes)
         return (
             f"{self.chosen.label}{knobs} has the best cross-fitted validation {metric}, {own:.1f}%. Choosing method "
-            f"and knob in this way, judged on folds that had no say in it, gives {honest:.1f}%; against the untouched "
+            f"and knob in this way, judged on folds left out of the choice, gives {honest:.1f}%; against the untouched "
             f"head that is {100 * gain.delta:+.1f} points of balanced accuracy [{100 * gain.low:+.1f}, "
             f"{100 * gain.high:+.1f}]."
         )
