@@ -284,3 +284,19 @@ def test_conformal_sets_cover(kind: str, there: Path, capsys: pytest.CaptureFixt
     if kind == "classwise":
         scarce = json_of("conformal --kind classwise --alpha 0.01", capsys)
         assert len(scarce["unsupported"]) == 10, "20 samples a class do not support 1 %"
+
+
+@pytest.mark.parametrize("floor", ["many>=0.9", "many>=0.8875", "few>=0.95"])
+def test_a_floor_that_is_met_exactly_is_met(floor: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """72 of 80 is 0.9, whatever its last bits."""
+    figure, _, value = floor.partition(">=")
+    found = json_of(f"tau-search --subject-to {floor}", capsys)
+    assert found["val"][figure] >= float(value) - 1e-9
+
+
+def test_a_calibrated_head_and_thresholds_say_what_they_are(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out_of("calibrate --out prob.safetensors", capsys)
+    assert "figures flatter" in out_of("evaluate --head prob.safetensors", capsys)
+    assert json_of("inspect prob.safetensors", capsys)["arch"] == "cifar-resnet20"
+    out_of("conformal --out sets.safetensors", capsys)
+    assert json_of("inspect sets.safetensors", capsys)["kind"] == "classwise"

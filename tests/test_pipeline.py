@@ -365,3 +365,11 @@ def test_a_figure_of_a_group_is_cross_fitted_where_folds_lack_the_group(features
     kept = torch.cat([(labels < 7).nonzero().flatten(), one])
     found = posthoc_lt.rebalance(replace(features, val=features.val.subset(kept)), metric="few", methods="logit-adjust")
     assert 0 <= found.scores["logit-adjust"] <= 1
+
+
+def test_one_method_is_fitted_from_a_path_and_one_floor_from_a_string(case: Path, features: FeatureSet) -> None:
+    path = case / "feats.safetensors"
+    assert torch.equal(posthoc_lt.fit("ncm", path).head.weight, posthoc_lt.fit("ncm", features).head.weight)
+    found = posthoc_lt.rebalance(path, methods="logit-adjust", subject_to="many>=0.85")
+    assert found.chosen.val is not None
+    assert (found.chosen.val.group("many") or 0) >= 0.85 - 1e-9

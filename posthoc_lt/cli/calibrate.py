@@ -66,7 +66,7 @@ def calibrate(
     split, rows = _judge({"as it was": saved.head, "calibrated": made}, cached, target, groups)
     opening = output.preamble({"features": features}) if form == "json" else {}
     if out is not None:
-        provenance = {**saved.provenance, "method": "probability", "deploy": deploy}
+        provenance = {**saved.provenance, "method": "probability", "deploy": deploy, "decided_by": "likelihood"}
         save_head(SavedHead(made, provenance), out, force)
     _print(opening, fitted, split, rows, out, form, quiet)
 

@@ -70,6 +70,12 @@ def extract(
         save_features(features, out, force)
         images = sum(map(len, features.splits().values()))
         output.note(f"Wrote {out}: {images} images in {time.perf_counter() - start:.1f} s", quiet)
+    if arch is not None and not arch.startswith(("timm:", "torchvision:")) and mean is None and std is None:
+        output.note(
+            "Preprocessing was assumed, see the transform: give --mean, --std and --input-size where training "
+            "used others.",
+            quiet,
+        )
     _print(features, ckpt, out, form)
 
 

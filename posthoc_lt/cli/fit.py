@@ -70,6 +70,8 @@ def tau_search(method: str, bias: str | None, **given: Any) -> None:
     """Choose tau on validation data, exactly: every breakpoint of the metric, not a grid."""
     if bias is not None and "bias" not in {field.name for field in fields(METHODS[method])}:
         raise click.UsageError(f"{method} has no --bias; give --method tau-norm with it.")
+    if given["pareto"] and given["form"] == "csv":
+        raise click.UsageError("--format csv has no place for two tables; give --format json with --pareto.")
     run(METHODS[method](**({} if bias is None else {"bias": bias})), None, **given)
 
 

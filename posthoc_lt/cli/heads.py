@@ -7,6 +7,7 @@ from pathlib import Path
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.features import Features, FeatureSet
 from posthoc_lt.files import SavedHead, load_head
+from posthoc_lt.pipeline.result import origin
 
 
 def open_head(path: Path | None, features: FeatureSet) -> SavedHead:
@@ -16,7 +17,7 @@ def open_head(path: Path | None, features: FeatureSet) -> SavedHead:
         PosthocError: the file is no head, or a head of another checkpoint or shape.
     """
     if path is None:
-        return SavedHead(features.head, {"method": "baseline"})
+        return SavedHead(features.head, {**origin(features), "method": "baseline"})
     saved = load_head(path)
     require_origin(saved, features, path)
     return saved

@@ -10,6 +10,7 @@ import click
 
 from posthoc_lt.checkpoint import identify, read
 from posthoc_lt.cli import options
+from posthoc_lt.conformal import FORMAT, load_thresholds
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.files import FEATURES, HEAD, container_kind, load_features, load_head
 from posthoc_lt.report import dump
@@ -34,6 +35,8 @@ def _describe(path: Path) -> Mapping[str, Any]:
     kind = container_kind(path)
     if kind == FEATURES:
         return _features(path)
+    if kind == FORMAT:
+        return _thresholds(path)
     return _head(path) if kind == HEAD else _checkpoint(path)
 
 
@@ -46,6 +49,17 @@ def _features(path: Path) -> Mapping[str, Any]:
 def _head(path: Path) -> Mapping[str, Any]:
     saved = load_head(path)
     return {**saved.provenance, "format": "head file", "head": repr(saved.head)}
+
+
+def _thresholds(path: Path) -> Mapping[str, Any]:
+    found = load_thresholds(path)
+    return {
+        "format": "conformal thresholds",
+        "kind": found.kind,
+        "alpha": found.alpha,
+        "classes": len(found.floor),
+        "classes supported": int(found.supported.sum()),
+    }
 
 
 def _checkpoint(path: Path) -> Mapping[str, Any]:

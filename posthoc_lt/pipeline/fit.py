@@ -15,6 +15,7 @@ from posthoc_lt.head import Head
 from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import EDGES, group_classes
+from posthoc_lt.pipeline.source import Source, as_features
 from posthoc_lt.report import Row
 from posthoc_lt.search import BOUNDS, Choice, Constraint, Goal, choose, match_prior, misses
 
@@ -142,7 +143,7 @@ def make(method: str | Method | type[Method]) -> Method:
 
 def fit(
     method: str | Method | type[Method],
-    features: FeatureSet,
+    features: Source,
     *,
     knob: float | None = None,
     selection: Selection | None = None,
@@ -151,7 +152,7 @@ def fit(
 
     Args:
         method: a name, a method's class, or a method with its options.
-        features: train to fit on, val to choose on, test to judge on.
+        features: train to fit on, val to choose on, test to judge on; in any form of `as_features`.
         knob: the knob's value, where you set it yourself; else validation chooses it.
         selection: how validation chooses.
 
@@ -160,6 +161,7 @@ def fit(
             constraints are not met.
     """
     method, selection = make(method), selection or Selection()
+    features = as_features(features)
     if knob is not None and not math.isfinite(knob):
         raise PosthocError(f"{method.knob} = {knob}", "a finite number", f"give --{method.knob} 1.0, or leave it out")
     family = method.fit(features.head, features.training)

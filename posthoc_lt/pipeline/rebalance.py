@@ -30,7 +30,7 @@ def compare(
     methods: Methods = None,
     metric: str = "balanced-accuracy",
     select: str = "guarded",
-    subject_to: Sequence[str] = (),
+    subject_to: str | Sequence[str] = (),
     edges: tuple[float, float] = EDGES,
     device: str | torch.device = "auto",
 ) -> Comparison:
@@ -39,7 +39,7 @@ def compare(
     Arguments are those of `rebalance`.
     """
     features = as_features(source, train, val, test, device=device)
-    return _fit_all(features, methods, Selection(metric, select, tuple(subject_to), edges))
+    return _fit_all(features, methods, Selection(metric, select, _floors(subject_to), edges))
 
 
 def rebalance(
@@ -51,7 +51,7 @@ def rebalance(
     methods: Methods = None,
     metric: str = "balanced-accuracy",
     select: str = "guarded",
-    subject_to: Sequence[str] = (),
+    subject_to: str | Sequence[str] = (),
     edges: tuple[float, float] = EDGES,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -81,7 +81,7 @@ def rebalance(
         PosthocError: the parts do not fit, there is nothing to choose on, or nothing meets the floors.
     """
     features = as_features(source, train, val, test, device=device)
-    selection = Selection(metric, select, tuple(subject_to), edges, seed)
+    selection = Selection(metric, select, _floors(subject_to), edges, seed)
     found = _fit_all(features, methods, selection)
     candidates = _candidates(found, selection)
     predicted = [_cross_fitted(each, features, selection) for each in candidates]
@@ -97,6 +97,10 @@ def rebalance(
         procedure=_judge_procedure(features, selection, predicted),
         model=source if isinstance(source, nn.Module) else None,
     )
+
+
+def _floors(subject_to: str | Sequence[str]) -> tuple[str, ...]:
+    return (subject_to,) if isinstance(subject_to, str) else tuple(subject_to)
 
 
 def _candidates(found: Comparison, selection: Selection) -> list[Fitted]:

@@ -235,12 +235,18 @@ class Result(Comparison):
         return f"{self.comparison.html()}<p>{html.escape(self.verdict)}</p>"
 
 
+def origin(features: FeatureSet) -> dict[str, str]:
+    """Where a head on these features comes from, for its file."""
+    return {key: features.provenance[key] for key in _KEPT if key in features.provenance}
+
+
 def saved_head(fitted: Fitted, features: FeatureSet) -> SavedHead:
     """A fitted head with where it comes from: the method, its knob, and the checkpoint of its features."""
     knob, value = fitted.method.knob, fitted.choice.knob
-    origin = {key: features.provenance[key] for key in _KEPT if key in features.provenance}
     knobs = {} if knob is None or value is None else {knob: repr(value)}
-    return SavedHead(fitted.head, {**origin, **knobs, "method": fitted.name, "decided_by": fitted.choice.decided_by})
+    return SavedHead(
+        fitted.head, {**origin(features), **knobs, "method": fitted.name, "decided_by": fitted.choice.decided_by}
+    )
 
 
 _KEPT = ("checkpoint", "checkpoint_sha256", "head_name", "arch", "transform")

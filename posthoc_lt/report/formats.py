@@ -7,7 +7,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 
 from posthoc_lt.errors import PosthocError, show
@@ -74,11 +74,11 @@ def grid(header: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[
 def markdown(header: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
     """The same as a Markdown table; nothing in a cell can end it or become markup."""
 
-    def line(row: Sequence[str]) -> str:
+    def line(row: Iterable[str]) -> str:
         return "| " + " | ".join(row) + " |"
 
     rule = ["---:" if r else "---" for r in right]
-    return "\n".join([line(_escaped(header)), line(rule), *(line(_escaped(row)) for row in cells)])
+    return "\n".join([line(map(escaped, header)), line(rule), *(line(map(escaped, row)) for row in cells)])
 
 
 def html_table(header: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
@@ -136,8 +136,9 @@ def _cell(value: object) -> str:
     return " ".join(map(_cell, value)) if isinstance(value, list) else show(value)
 
 
-def _escaped(row: Sequence[str]) -> list[str]:
-    return ["".join("\\" + c if c in "\\`*_[]<>|~" else c for c in cell.strip()) for cell in row]
+def escaped(text: str) -> str:
+    """Text in which nothing is Markdown's markup."""
+    return "".join("\\" + c if c in "\\`*_[]<>|~" else c for c in text.strip())
 
 
 def _flat(row: Mapping[str, object], prefix: str = "") -> dict[str, object]:

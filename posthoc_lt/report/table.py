@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.evaluation import Evaluation, difference
 from posthoc_lt.metrics import GROUPS, macro_f1, worst_class
-from posthoc_lt.report.formats import csv_text, html_paragraph, html_table, markdown
+from posthoc_lt.report.formats import csv_text, escaped, html_paragraph, html_table, markdown
 from posthoc_lt.report.text import cells, comparison, heading, legend
 from posthoc_lt.stats import LEVEL, Paired, holm
 
@@ -194,7 +194,7 @@ class Table:
     def markdown(self) -> str:
         """For a README or an issue: the same cells as `text`, every column."""
         header, rows, right = self._cells()
-        return f"{heading(self)}\n\n{markdown(header, rows, right)}\n\n{legend(self)}\n"
+        return f"{heading(self)}\n\n{markdown(header, rows, right)}\n\n{escaped(legend(self))}\n"
 
     def html(self) -> str:
         """For a notebook: the same cells as `text`, every column."""

@@ -157,8 +157,8 @@ def _slack(predicted: Tensor, labels: Tensor, classes: int, goal: Goal) -> Tenso
     slack = torch.zeros(len(predicted), dtype=torch.float64)
     for constraint in goal.subject_to:
         figure = FIGURES[constraint.figure]
-        reached = torch.tensor([value(figure, labels, row, classes, goal.groups) for row in predicted])
-        slack = torch.minimum(slack, reached.double() - constraint.floor)
+        figures = [value(figure, labels, row, classes, goal.groups) for row in predicted]
+        slack = torch.minimum(slack, torch.tensor(figures, dtype=torch.float64) - constraint.floor)
     return slack
 
 
