@@ -17,7 +17,7 @@ from posthoc_lt.features import Features
 LINE_PRIOR, POWER_PRIOR = (1.25, 0.5), (1.0, 1.0)
 """Mean and deviation of τ, for logit adjustment and its like, and for tau-norm and its like.
 
-Of several tried, those that lose least on held-out feature sets (examples/benchmarks/README.md).
+Taken after five real feature sets had been seen; what that is worth is in examples/benchmarks/README.md.
 """
 LOG_SCALE_PRIOR = (0.0, 0.7)
 
