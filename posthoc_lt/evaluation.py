@@ -69,16 +69,6 @@ class Evaluation:
         return group_classes(self.counts, self.edges)
 
     @property
-    def head_mask(self) -> Tensor:
-        """The head of the distribution: the many-shot classes, (C,) bool."""
-        return self.groups["many"]
-
-    @property
-    def tail_mask(self) -> Tensor:
-        """The tail of the distribution: the few-shot classes, (C,) bool."""
-        return self.groups["few"]
-
-    @property
     def accuracy(self) -> float:
         """The share of samples predicted right."""
         return accuracy(self.tally)

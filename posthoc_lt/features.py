@@ -22,6 +22,9 @@ SPLITS = ("train", "val", "test")
 _KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CPU = torch.device("cpu")
 
+_ODD = -0x61C8864680B583EB
+"""2^64 over the golden ratio, as a signed number: multiplying by it spreads the bits of a word upward."""
+
 
 @dataclass(frozen=True, eq=False, init=False)
 class Features:
@@ -136,18 +139,41 @@ class Features:
             block = slice(start, min(start + rows, len(self)))
             yield block, self.x[block].to(self.device).to(dtype)
 
-    def same_rows(self, other: Features) -> bool:
-        """Whether both hold the very same labelled samples in the same order; mostly a few rows tell.
+    def shared_with(self, other: Features) -> int:
+        """How many of these samples are, bit for bit, samples of `other`; neither is ever held in memory whole.
 
-        Where the dtypes differ, ours are rounded to the other's. Splits without labels or samples never do.
+        Hashes of 64 bits find the candidates and a comparison of the rows decides. Where the dtypes differ, the
+        wider one is rounded to the other.
         """
-        if self.y is None or other.y is None or not len(self) or self.x.shape != other.x.shape:
-            return False
-        if not torch.equal(self.y.to(other.y.device), other.y):
-            return False
-        step = max(1, CHUNK_ELEMENTS // max(self.dimensions, 1))
-        parts = [slice(8), *(slice(start, start + step) for start in range(0, len(self), step))]
-        return all(torch.equal(self.x[part].to(other.x), other.x[part]) for part in parts)
+        if not len(self) or not len(other) or self.dimensions != other.dimensions:
+            return 0
+        kind = min(self.x.dtype, other.x.dtype, key=lambda each: each.itemsize)
+        known, order = _hashes(other.x, kind).sort()
+        own = _hashes(self.x, kind)
+        place = torch.searchsorted(known, own).clamp(max=len(known) - 1)
+        alike = (known[place] == own).nonzero()[:, 0]
+        found, step = 0, max(1, CHUNK_ELEMENTS // self.dimensions)
+        for start in range(0, len(alike), step):
+            rows = alike[start : start + step]
+            ours, theirs = self.x[rows.to(self.x.device)], other.x[order[place[rows]].to(other.x.device)]
+            found += int((ours.cpu().to(kind) == theirs.cpu().to(kind)).all(1).sum())
+        return found
+
+
+def _hashes(x: Tensor, kind: torch.dtype) -> Tensor:
+    """A 64-bit hash of the bits of each row, (N,) int64: its words times fixed odd numbers, summed modulo 2^64."""
+    per_word = 8 // kind.itemsize
+    spare = -x.shape[1] % per_word
+    width = (x.shape[1] + spare) // per_word
+    factors = torch.randint(-(2**62), 2**62, (width,), generator=torch.Generator().manual_seed(0)) * 2 + 1
+    made, step = torch.empty(len(x), dtype=torch.int64), max(1, CHUNK_ELEMENTS // (4 * width))
+    for start in range(0, len(x), step):
+        block = x[start : start + step].cpu().to(kind).contiguous()
+        words = torch.nn.functional.pad(block, (0, spare)).view(torch.int64)
+        words = words * _ODD
+        # Whole numbers in floating point differ in their upper bits alone, which must reach the lower ones.
+        made[start : start + step] = ((words ^ (words >> 32)) * factors).sum(1)
+    return made
 
 
 def _labels(y: Tensor, samples: int) -> Tensor:
@@ -208,7 +234,7 @@ class FeatureSet:
             holds only a part of them; whole numbers of any dtype, kept as int64.
 
     Raises:
-        PosthocError: dimensions, labels, names or counts do not fit, or two splits hold the same samples.
+        PosthocError: dimensions, labels, names or counts do not fit.
     """
 
     head: Head
@@ -234,7 +260,6 @@ class FeatureSet:
         if self.train_counts is not None:
             object.__setattr__(self, "train_counts", _whole(as_tensor(self.train_counts, "train counts"), count))
         self._check_counts()
-        self._check_apart()
 
     def _check_counts(self) -> None:
         if self.train_counts is None or self.train is None or self.train.y is None:
@@ -249,24 +274,44 @@ class FeatureSet:
                 "count them again, in the order of the head's rows, or leave train_counts out",
             )
 
-    def _check_apart(self) -> None:
-        for (one, first), (other, second) in combinations(self.splits().items(), 2):
-            if first.same_rows(second):
-                raise PosthocError(
-                    f"{one} and {other} features that are the very same {len(first)} samples",
-                    "splits that share no sample, for train fits, val chooses and test judges",
-                    f"give {other} samples of its own, or leave it out",
-                )
-
     def splits(self) -> dict[str, Features]:
         """The splits that are there, by name."""
         found = {"train": self.train, "val": self.val, "test": self.test}
         return {name: split for name, split in found.items() if split is not None}
 
     def to(self, device: torch.device) -> FeatureSet:
-        """The same set, its arithmetic on `device`."""
+        """The same set, its arithmetic on `device`; itself where it is there already."""
+        if all(split.device == device for split in self.splits().values()):
+            return self
         train, val, test = (None if split is None else split.to(device) for split in (self.train, self.val, self.test))
         return replace(self, train=train, val=val, test=test)
+
+    @cached_property
+    def shared(self) -> Mapping[tuple[str, str], int]:
+        """How many samples of a split are, bit for bit, samples of one before it, by the names (earlier, later).
+
+        Unlabelled splits, which judge nothing, and pairs that share nothing are left out.
+        """
+        labelled = [(name, split) for name, split in self.splits().items() if split.y is not None]
+        found = {(one, other): second.shared_with(first) for (one, first), (other, second) in combinations(labelled, 2)}
+        return {pair: count for pair, count in found.items() if count}
+
+    def require_apart(self) -> None:
+        """Refuse splits of which one consists, by half or more, of samples of another; one pass over all features.
+
+        Real data holds a few duplicates, and a few bias no choice: those are in `shared`.
+
+        Raises:
+            PosthocError: val or test shares half of its samples with a split before it.
+        """
+        for (one, other), count in self.shared.items():
+            total = len(self.splits()[other])
+            if 2 * count >= total:
+                raise PosthocError(
+                    f"{other} features, {count} of whose {total} samples are {one} samples, bit for bit",
+                    "splits that share no sample, for train fits, val chooses and test judges",
+                    f"give {other} samples of its own, or leave it out",
+                )
 
     @cached_property
     def counts(self) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom, binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 from torch import Tensor
 
@@ -133,11 +134,11 @@ def test_per_class_says_train_and_split_samples() -> None:
     ]
 
 
-def test_head_and_tail_are_the_outer_groups() -> None:
+def test_the_edges_of_the_groups_are_settable() -> None:
     head, features = case()
     found = evaluate(head, features, COUNTS, edges=(3, 300))
-    assert found.head_mask.tolist() == [True, False, False, False, False, False]
-    assert found.tail_mask.tolist() == [False, False, False, False, False, True]
+    assert found.groups["many"].tolist() == [True, False, False, False, False, False]
+    assert found.groups["few"].tolist() == [False, False, False, False, False, True]
     assert len(found) == 90
     assert found.missing == []
 
@@ -151,8 +152,10 @@ def test_differences_pair_samples_overall_and_within_groups() -> None:
     assert gain.delta == pytest.approx(after.balanced_accuracy - before.balanced_accuracy)
     changed = (after.right != before.right).sum()
     assert changed > 5
-    # Six classes of 15: Σ (k_c + 2q̄)/(15 + 2)/15 over classes, q̄ = (Σk_c + 1)/(90 + 2).
-    assert gain.se == pytest.approx(math.sqrt((changed + 12 * (changed + 1) / 92) / (17 * 15)) / 6)
+    better, worse = (int((after.right & ~before.right).sum()), int((before.right & ~after.right).sum()))
+    middle = binomtest(better, better + worse).pvalue - binom.pmf(better, better + worse, 0.5)
+    mcnemar = math.erfc(abs(better - worse) / math.sqrt(2 * int(changed)))
+    assert gain.p == pytest.approx(max(middle, mcnemar))
     for name in ("many", "medium", "few"):
         within, a, b = group_difference(before, after, name), before.group(name), after.group(name)
         assert within is not None

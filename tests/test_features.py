@@ -177,29 +177,68 @@ def test_train_counts_below_the_samples_at_hand_are_refused() -> None:
     assert FeatureSet(HEAD, Features(train.x), train_counts=torch.tensor([1, 0, 0])).counts.tolist() == [1, 0, 0]
 
 
+def rows(seed: int, samples: int, dtype: torch.dtype = torch.float32, width: int = 4) -> Features:
+    """Random whole numbers: many rows share values, few are equal, and in floating point only upper bits differ."""
+    x = torch.randint(0, 3, (samples, width), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return Features(x, torch.arange(samples) % 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("other", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [3, 4, 9])
+def test_shared_samples_are_counted_as_sets_count_them(
+    dtype: torch.dtype, other: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posthoc_lt.features.CHUNK_ELEMENTS", 64)
+    one, two = rows(0, 60, dtype, width), rows(1, 90, other, width)
+    known = set(map(tuple, one.x.tolist()))
+    found = [tuple(row) in known for row in two.x.tolist()]
+    assert two.shared_with(one) == sum(found)
+    assert two.shared_with(two) == 90
+
+
+def test_a_row_that_differs_in_its_last_bit_is_another() -> None:
+    one = rows(0, 50, torch.float32, 7)
+    x = one.x.clone()
+    x[:, -1] = torch.nextafter(x[:, -1], torch.tensor(9.0))
+    assert Features(x, one.y).shared_with(one) == 0
+    x[3] = one.x[40]
+    assert Features(x, one.y).shared_with(one) == 1
+
+
+def test_rows_of_one_hash_are_compared_before_they_are_called_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posthoc_lt.features._hashes", lambda x, kind: torch.zeros(len(x), dtype=torch.int64))
+    one, other = Features(torch.zeros(5, 4)), Features(torch.ones(5, 4))
+    assert other.shared_with(one) == 0
+    assert one.shared_with(one) == 5
+
+
 @pytest.mark.parametrize(("one", "other"), [("train", "val"), ("train", "test"), ("val", "test")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_two_splits_of_the_same_rows_are_refused(one: str, other: str, dtype: torch.dtype) -> None:
-    first = split([0, 1, 2])
-    same = Features(first.x.clone().to(dtype), first.labels.clone())
-    pair: dict[str, Any] = {one: first, other: same}
-    with pytest.raises(PosthocError, match=f"{one} and {other}.* same"):
-        FeatureSet(HEAD, **pair)
+def test_splits_that_share_half_their_samples_are_refused(one: str, other: str, dtype: torch.dtype) -> None:
+    first, own = split([0, 1, 2] * 4), torch.arange(100, 124).reshape(6, 4)
+    for count, refused in ((6, True), (5, False)):
+        x = torch.cat([first.x[:count].flip(0), own[: 11 - count].half()]).to(dtype)
+        pair: dict[str, Any] = {one: first, other: Features(x, torch.zeros(11, dtype=torch.int64))}
+        features = FeatureSet(HEAD, **pair)
+        assert features.shared == {(one, other): count}
+        if refused:
+            with pytest.raises(PosthocError, match=f"{other} features, 6 of whose 11 samples are {one} samples"):
+                features.require_apart()
+        else:
+            features.require_apart()
 
 
-def test_splits_that_differ_in_their_last_value_or_label_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("posthoc_lt.features.CHUNK_ELEMENTS", 8)
-    val = split([0, 1, 2] * 8)
-    x, y = val.x.clone(), val.labels.clone()
-    x[-1, -1] += 1
-    y[-1] = 0
-    for other in (Features(x, val.y), Features(val.x, y), Features(val.x)):
-        assert FeatureSet(HEAD, val=val, test=other).test is other
-    x[-1, -1] -= 1
-    with pytest.raises(PosthocError, match="val and test"):
-        FeatureSet(HEAD, val=val, test=Features(x, val.y))
-
-
-def test_empty_splits_are_not_the_same_rows() -> None:
+def test_samples_apart_unlabelled_or_absent_share_nothing() -> None:
     nothing = Features(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    assert len(FeatureSet(HEAD, val=nothing, test=nothing).splits()) == 2
+    val, test = split([0, 1, 2]), Features(split([0, 1, 2]).x)
+    for made in (FeatureSet(HEAD, val=nothing, test=nothing), FeatureSet(HEAD, val=val, test=test), FeatureSet(HEAD)):
+        assert made.shared == {}
+        made.require_apart()
+
+
+def test_a_set_where_it_should_be_is_not_made_again() -> None:
+    """So that what was found of its samples, which costs a pass, is found once."""
+    features = FeatureSet(HEAD, val=split([0, 1]))
+    assert features.to(torch.device("cpu")) is features
+    assert features.to(torch.device("meta")).val.device.type == "meta"  # type: ignore[union-attr]

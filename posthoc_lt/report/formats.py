@@ -7,7 +7,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 
 from posthoc_lt.errors import PosthocError, show
@@ -34,10 +34,11 @@ def dump(obj: object) -> str:
     return json.dumps(_plain(obj), indent=2, allow_nan=False)
 
 
-def render(rows: Sequence[Mapping[str, object]], form: str) -> str:
+def render(rows: Sequence[Mapping[str, object]], form: str, percent: Collection[str] = ()) -> str:
     """Rows of any command's result in one of `FORMATS`, columns in the order in which keys first appear.
 
     A nested mapping becomes columns ``outer.inner``; a list becomes one cell. JSON is one object, ``{"rows": [...]}``.
+    The columns named in `percent` hold fractions of 1: people read them in percent, machines as they are.
 
     Raises:
         PosthocError: there is no such format.
@@ -55,9 +56,11 @@ def render(rows: Sequence[Mapping[str, object]], form: str) -> str:
     values = [[row.get(key) for key in header] for row in flat]
     if form == "csv":
         return csv_text(header, values)
-    cells = [[_cell(value) for value in row] for row in values]
+    spelled = [_percent if key in percent else _cell for key in header]
+    cells = [[spell(value) for spell, value in zip(spelled, row, strict=True)] for row in values]
     numeric = [all(map(_numeric, column)) for column in zip(*values, strict=True)]
-    return (grid if form == "table" else markdown)([show(key) for key in header], cells, numeric)
+    names = [show(key) + " %" * (key in percent) for key in header]
+    return (grid if form == "table" else markdown)(names, cells, numeric)
 
 
 def grid(header: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool], gap: int = 2) -> str:
@@ -134,6 +137,11 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return " ".join(map(_cell, value)) if isinstance(value, list) else show(value)
+
+
+def _percent(value: object) -> str:
+    share = _plain(value)
+    return f"{100 * share:.1f}" if isinstance(share, int | float) else _cell(value)
 
 
 def escaped(text: str) -> str:
