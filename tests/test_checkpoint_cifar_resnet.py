@@ -51,10 +51,17 @@ def oracle(state: dict[str, Tensor], x: Tensor) -> Tensor:
                 skip[:, first : first + x.shape[1]] = x[:, :, ::stride, ::stride]
             x, block = torch.relu(out + skip), block + 1
         stage += 1
-    return x.mean(dim=(2, 3)) @ state["linear.weight"].T + state.get("linear.bias", torch.zeros(1))
+    head = "fc" if "fc.weight" in state else "linear"
+    x, weight = x.mean(dim=(2, 3)), state[f"{head}.weight"]
+    if x.shape[1] == weight.shape[0]:  # LDAM-DRW's NormedLinear: cosines, a column a class
+        cosines: Tensor = (x / x.norm(dim=1, keepdim=True)) @ (weight / weight.norm(dim=0))
+        return cosines
+    return x @ weight.T + state.get(f"{head}.bias", torch.zeros(1))
 
 
 PLANS = {
+    "20, head named fc as in MiSLAS": Plan(3, 16, (16, 32, 64), (3, 3, 3), frozenset(), 10, head="fc"),
+    "20, cosine as in LDAM-DRW": Plan(3, 16, (16, 32, 64), (3, 3, 3), frozenset(), 10, bias=False, cosine=True),
     "20, colour": Plan(3, 16, (16, 32, 64), (3, 3, 3), frozenset(), 10),
     "20, grey, 100 classes": Plan(1, 16, (16, 32, 64), (3, 3, 3), frozenset(), 100),
     "32": Plan(3, 16, (16, 32, 64), (5, 5, 5), frozenset(), 10),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posthoc_lt.checkpoint import Checkpoint, changes, fold, read, write
+from posthoc_lt.checkpoint.weights import WeightSet
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.head import Head
 
@@ -202,7 +203,7 @@ def test_every_kind_of_change_is_seen(kind: str) -> None:
     where = {"lost": "state_dict/c", "added": "list/2", "scalar": "epoch"}.get(kind, "state_dict/a")
 
     def wrapped(value: object) -> Checkpoint:
-        return Checkpoint(Path("m"), "", "torch", value, ("state_dict",), (), {}, {})
+        return Checkpoint(Path("m"), "", "torch", value, WeightSet("state_dict", {}), (), {}, {})
 
     assert changes(wrapped(content()), wrapped(content())) == ()
     assert changes(wrapped(content()), wrapped(changed)) == (where,)

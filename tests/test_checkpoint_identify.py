@@ -142,7 +142,7 @@ class FakeLibrary(ModuleType):
 @pytest.fixture
 def zoo(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     library = FakeLibrary()
-    monkeypatch.setattr("posthoc_lt.checkpoint.zoo._library", lambda name: library)
+    monkeypatch.setattr("posthoc_lt.checkpoint.zoo.library", lambda name: library)
     return library
 
 
@@ -236,4 +236,20 @@ def test_a_networks_own_part_may_bear_a_wrappers_name(tmp_path: Path, code: Call
     assert list(checkpoint.state) == ["weight", "bias"]
     loaded = load_network(checkpoint, identify(checkpoint, f"{module}:build"))
     assert torch.equal(loaded.get_parameter("model.weight"), state["module.model.weight"])
-    assert checkpoint.key("model.weight") == "module.model.weight"
+    assert checkpoint.place("model.weight") == ("module.model.weight",)
+
+
+def test_a_network_that_wants_its_names_version_is_loaded(tmp_path: Path, code: Callable[[str], str]) -> None:
+    module = code("""
+from torch import nn
+class Versioned(nn.Linear):
+    _version = 2
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version") is None: raise ValueError("version should be set")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+def build(): return Versioned(3, 2)
+""")
+    state = nn.Linear(3, 2).state_dict()
+    checkpoint = saved(tmp_path / "m.pt", dict(state))
+    loaded = load_network(checkpoint, identify(checkpoint, f"{module}:build"))
+    assert torch.equal(loaded.get_parameter("weight"), state["weight"])

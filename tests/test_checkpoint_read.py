@@ -56,7 +56,8 @@ def test_finds_the_state_dict(tmp_path: Path, wrap: Callable[[Any], Any], route:
     state = weights()
     torch.save(wrap(state), path)
     checkpoint = read(path)
-    assert checkpoint.route == route
+    assert checkpoint.weights.key == "/".join(route)
+    assert not checkpoint.others
     assert list(checkpoint.state) == list(state)
     assert all(torch.equal(checkpoint.state[key], state[key]) for key in state)
     assert checkpoint.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -87,9 +88,9 @@ def test_wrappers_prefixes_are_stripped_and_recoverable(tmp_path: Path, prefix: 
     torch.save(prefixed(prefix), tmp_path / "m.pt")
     checkpoint = read(tmp_path / "m.pt")
     assert list(checkpoint.state) == ["conv.weight", "fc.weight"]
-    assert "".join(checkpoint.stripped) == prefix
-    assert checkpoint.key("fc.weight") == prefix + "fc.weight"
-    assert checkpoint.key(prefix + "fc.weight") == prefix + "fc.weight"
+    assert "".join(checkpoint.weights.stripped) == prefix
+    assert checkpoint.place("fc.weight") == (prefix + "fc.weight",)
+    assert checkpoint.place(prefix + "fc.weight") == (prefix + "fc.weight",)
     assert [p for p, _ in checkpoint.spellings()][-1] == prefix
 
 
@@ -101,7 +102,7 @@ def test_a_prefix_that_not_all_keys_carry_stays(tmp_path: Path) -> None:
 def test_a_key_that_is_not_there_is_refused(tmp_path: Path) -> None:
     torch.save(weights(), tmp_path / "m.pt")
     with pytest.raises(PosthocError, match=r"no tensor 'head\.weight'.*fc\.weight"):
-        read(tmp_path / "m.pt").key("head.weight")
+        read(tmp_path / "m.pt").place("head.weight")
 
 
 @pytest.mark.parametrize("legacy", [False, True])

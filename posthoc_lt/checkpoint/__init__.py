@@ -1,38 +1,45 @@
 """From a checkpoint file to a network with a known head, and back into the file."""
 
-from posthoc_lt.checkpoint.fold import cast_like, changes, fold, refuse_bias, write
-from posthoc_lt.checkpoint.identify import Architecture, identify
+from posthoc_lt.checkpoint.fold import changes, fold, head_places, require_suffix, stored_head, write
+from posthoc_lt.checkpoint.form import HeadForm, cast_like, placed, refuse_bias
+from posthoc_lt.checkpoint.identify import Architecture, Candidate, candidates, identify
 from posthoc_lt.checkpoint.locate import (
     CPU_TOLERANCE,
     LocatedHead,
     capture,
     difference,
     find_head,
-    read_head,
     tolerance,
 )
 from posthoc_lt.checkpoint.network import load_network
 from posthoc_lt.checkpoint.preprocessing import Preprocessing
-from posthoc_lt.checkpoint.read import Checkpoint, at_route, read
+from posthoc_lt.checkpoint.read import Checkpoint, read
+from posthoc_lt.checkpoint.weights import value_at
 
 __all__ = [
     "CPU_TOLERANCE",
     "Architecture",
+    "Candidate",
     "Checkpoint",
+    "HeadForm",
     "LocatedHead",
     "Preprocessing",
-    "at_route",
+    "candidates",
     "capture",
     "cast_like",
     "changes",
     "difference",
     "find_head",
     "fold",
+    "head_places",
     "identify",
     "load_network",
+    "placed",
     "read",
-    "read_head",
     "refuse_bias",
+    "require_suffix",
+    "stored_head",
     "tolerance",
+    "value_at",
     "write",
 ]

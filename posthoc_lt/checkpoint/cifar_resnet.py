@@ -26,6 +26,8 @@ class Plan:
             change shape take every second pixel and pad with zero channels (option A).
         classes: C.
         bias: whether the last layer has one.
+        head: its name, most often ``linear`` or ``fc``.
+        cosine: the last layer normalises its weight, a column a class, and its input, as LDAM-DRW's `NormedLinear`.
     """
 
     in_channels: int
@@ -35,6 +37,8 @@ class Plan:
     projected: frozenset[str]
     classes: int
     bias: bool = True
+    head: str = "linear"
+    cosine: bool = False
 
     @property
     def depth(self) -> int:
@@ -52,19 +56,24 @@ def plan(state: Mapping[str, Tensor]) -> Plan | None:
     found = [(int(m[1]), int(m[2])) for m in map(_BLOCK.fullmatch, state) if m]
     stages = range(1, 1 + max((stage for stage, _ in found), default=0))
     blocks = tuple(sum(stage == wanted for stage, _ in found) for wanted in stages)
-    first, last = state.get("conv1.weight"), state.get("linear.weight")
+    head = next((name for name in ("linear", "fc", "classifier") if f"{name}.weight" in state), "linear")
+    first, last = state.get("conv1.weight"), state.get(f"{head}.weight")
     if first is None or last is None or first.ndim != 4 or last.ndim != 2 or not blocks or len(stages) > 8:
         return None
     if any((stage, block) not in found for stage in stages for block in range(blocks[stage - 1])) or 0 in blocks:
         return None
+    width = state[f"layer{len(stages)}.0.conv1.weight"].shape[0]
+    cosine = last.shape[0] == width != last.shape[1] and f"{head}.bias" not in state
     guess = Plan(
         in_channels=first.shape[1],
         stem=first.shape[0],
         stages=tuple(state[f"layer{stage}.0.conv1.weight"].shape[0] for stage in stages),
         blocks=blocks,
         projected=frozenset(k.removesuffix(".shortcut.0.weight") for k in state if k.endswith(".shortcut.0.weight")),
-        classes=last.shape[0],
-        bias="linear.bias" in state,
+        classes=last.shape[1 if cosine else 0],
+        bias=f"{head}.bias" in state,
+        head=head,
+        cosine=cosine,
     )
     return guess if _fits(guess, state) else None
 
@@ -98,15 +107,28 @@ class CifarResNet(nn.Module):
                 layers.append(_Block(before, channels, stride, f"layer{stage}.{block}" in shape.projected))
                 before = channels
             self.add_module(f"layer{stage}", nn.Sequential(*layers))
-        self.linear = nn.Linear(before, shape.classes, bias=shape.bias)
+        self.head = shape.head
+        last = _Cosine(before, shape.classes) if shape.cosine else nn.Linear(before, shape.classes, bias=shape.bias)
+        self.add_module(shape.head, last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, C) of images (N, channels, height, width)."""
         x = F.relu(self.bn1(self.conv1(x)))
         for stage in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)
-        logits: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.get_submodule(self.head)(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
         return logits
+
+
+class _Cosine(nn.Module):
+    """Cosines between features and a column a class; a scale that training put into the loss changes no prediction."""
+
+    def __init__(self, before: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(before, classes).uniform_(-1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1) @ F.normalize(self.weight, dim=0)
 
 
 class _Block(nn.Module):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from posthoc_lt.checkpoint.form import HeadForm, pooled
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.head import Head
 
@@ -17,68 +18,120 @@ CPU_TOLERANCE = 1e-5
 """How far, relative to the largest logit, two float32 ways to the same logits may differ on a CPU."""
 
 _CUDA_TOLERANCE = 1e-3  # TF32 keeps ten bits
+_MOST_HEADS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class LocatedHead:
-    """The last layer of a network: its module name, so that its weight is ``{name}.weight``, and its values."""
+    """The last layer or layers of a network, as `HeadForm` names them (``fc``, ``head+head_dist``), and their values.
+
+    Args:
+        name: for one linear layer its module name, so that its weight is ``{name}.weight``.
+        head: the affine head that they make.
+    """
 
     name: str
     head: Head
 
 
-def find_head(module: nn.Module, batch: Tensor) -> LocatedHead:
-    """The linear layer whose output is the network's output, proved on one batch.
+class _Seen(NamedTuple):
+    """What a layer took and gave, a row a sample."""
 
-    Every `nn.Linear` is watched while the batch runs. The one whose output is the logits, and whose weight and bias
-    give these logits again from its captured input, is the head.
+    x: Tensor
+    output: Tensor
+
+
+def find_head(module: nn.Module, batch: Tensor) -> LocatedHead:
+    """The layer whose output is the network's output, proved on one batch.
+
+    Every module with a matrix (or a 1×1 convolution) as its weight is watched while the batch runs. The one whose
+    output, averaged over positions where there are any, is the logits, and whose weight and bias give these logits
+    again from its captured input, is the head; else two or more whose mean output is the logits, as in distilled
+    transformers; else one that gives them from normalised inputs and weights, as cosine classifiers do.
 
     Args:
         module: a network in evaluation mode; it is left as it was.
         batch: a few real inputs, on the network's device.
 
     Raises:
-        PosthocError: the network does not run on the batch, or no linear layer gives its output.
+        PosthocError: the network does not run on the batch, or no such layer gives its output.
 
     >>> find_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.ones(2, 1, 2, 2)).name
     '1'
     """
-    outputs: dict[str, tuple[Tensor, Tensor]] = {}
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    layers = {name: layer for name, layer in module.named_modules() if _may_be_head(layer)}
+    seen: dict[str, _Seen] = {}
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            outputs[name] = (_first(args, kwargs), output)
+    def watch(name: str, weight: Tensor) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+            x = _first(args, kwargs)
+            seen.pop(name, None)
+            if isinstance(x, Tensor) and isinstance(output, Tensor) and x.is_floating_point() and x.ndim >= 2:
+                seen[name] = _Seen(pooled(x, weight), pooled(output.detach(), weight))
 
         return hook
 
-    hooks = [layer.register_forward_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
+    watched = [(layer, watch(name, _weight(layer))) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in watched]
     try:
         logits = _run(module, batch)
     finally:
         for handle in hooks:
             handle.remove()
-    for name in reversed(outputs):
-        x, output = outputs[name]
-        if x.ndim == 2 and output.shape == logits.shape and _equal(output.float(), logits):
-            head = read_head(layers[name])
-            sound = logits.isfinite().all(dim=1)  # NaN rows prove nothing; whoever reads features counts them
-            if difference(head.to(torch.float64)(x[sound].double()), logits[sound]) <= tolerance(logits.device):
-                return LocatedHead(name, head.to(torch.device("cpu")))
+    for form in _candidates(seen, logits):
+        if (head := _proved(form, layers, seen, logits)) is not None:
+            return LocatedHead(str(form), head.to(torch.device("cpu")))
     raise _not_found(module, layers, logits)
 
 
-def read_head(layer: nn.Linear) -> Head:
-    """The values of a linear layer, copied, float32, on the layer's device."""
-    weight = layer.weight.detach().float().clone()
-    if layer.bias is None:
-        return Head.without_bias(weight)
-    return Head(weight, layer.bias.detach().float().clone())
+def _may_be_head(layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim not in (2, 4):
+        return False
+    return weight.ndim == 2 or (weight.shape[2:] == (1, 1) and getattr(layer, "groups", 1) == 1)
+
+
+def _candidates(seen: Mapping[str, _Seen], logits: Tensor) -> Iterator[HeadForm]:
+    """The forms whose layers' outputs are the logits, the last to run first."""
+    outputs = {name: output for name, (_, output) in reversed(list(seen.items())) if output.shape == logits.shape}
+    same = [name for name, output in outputs.items() if _close(output, logits)]
+    yield from (HeadForm((name,)) for name in same)
+    for count in range(2, min(len(outputs), _MOST_HEADS) + 1):
+        names = tuple(reversed(list(outputs)[:count]))
+        if _close(torch.stack([outputs[name] for name in names]).mean(dim=0), logits):
+            yield HeadForm(names)
+    yield from (HeadForm((name,), cosine=True, columns=columns) for name in same for columns in (False, True))
+
+
+def _proved(form: HeadForm, layers: Mapping[str, nn.Module], seen: Mapping[str, _Seen], logits: Tensor) -> Head | None:
+    """The head of this form, where it gives the logits from what the layers took; None where it does not."""
+    weights = [_weight(layers[name]) for name in form.layers]
+    if form.columns and weights[0].ndim != 2:
+        return None
+    features = form.features([seen[name].x for name in form.layers], weights)
+    biases = [_bias(layers[name]) for name in form.layers]
+    if len({bias is None for bias in biases}) > 1:
+        return None
+    try:
+        head = form.head(weights, biases)
+    except PosthocError:
+        return None
+    if head.classes != logits.shape[1] or head.dimensions != features.shape[1]:
+        return None
+    sound = logits.isfinite().all(dim=1)  # NaN rows prove nothing; whoever reads features counts them
+    x, z = features[sound].double(), logits[sound].double()
+    if form.cosine:
+        product = head.to(torch.float64)(x)
+        scale = float((product * z).sum() / (product * product).sum().clamp(min=1e-30))
+        head = form.head(weights, biases, scale)
+        if scale <= 0:
+            return None
+    return head if difference(head.to(torch.float64)(x), z) <= tolerance(logits.device) else None
 
 
 @contextmanager
 def capture(module: nn.Module, name: str) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    """Within the block: a function from a batch to (the input of layer `name` (N, D), the logits (N, C)).
+    """Within the block: a function from a batch to (the features that head `name` reads (N, D), the logits (N, C)).
 
     The network is left without hooks.
 
@@ -87,27 +140,35 @@ def capture(module: nn.Module, name: str) -> Iterator[Callable[[Tensor], tuple[T
     >>> tuple(features.shape), tuple(logits.shape)
     ((2, 4), (2, 3))
     """
-    seen: list[Tensor] = []
+    form = HeadForm.parse(name)
+    layers = [module.get_submodule(layer) for layer in form.layers]
+    weights = [_weight(layer) for layer in layers]
+    seen: dict[int, Tensor] = {}
 
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(_first(args, kwargs))
+    def keep(index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen[index] = _first(args, kwargs)
+
+        return hook
 
     def run(batch: Tensor) -> tuple[Tensor, Tensor]:
         seen.clear()
         logits = _run(module, batch)
-        if not seen or seen[-1].ndim != 2 or len(seen[-1]) != len(logits):
+        inputs = [seen[index] for index in range(len(layers)) if index in seen]
+        if len(inputs) < len(layers) or any(x.ndim < 2 or len(x) != len(logits) for x in inputs):
             raise PosthocError(
                 f"layer {show(name)}, which did not take one row of features a sample",
                 "a head that runs once on every batch",
                 "hand over a network whose last layer always runs, without test-time augmentation",
             )
-        return seen[-1], logits
+        return form.features(inputs, weights), logits
 
-    handle = module.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True)
+    handles = [layer.register_forward_pre_hook(keep(index), with_kwargs=True) for index, layer in enumerate(layers)]
     try:
         yield run
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -159,20 +220,36 @@ def _logits(output: object) -> Tensor:
     return output.float()
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+def _close(a: Tensor, b: Tensor) -> bool:
+    sound = b.isfinite().all(dim=1)
+    return difference(a[sound], b[sound]) <= tolerance(b.device)
 
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    value: Tensor = args[0] if args else kwargs["input"]
-    return value.detach()
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
 
 
-def _not_found(module: nn.Module, layers: Mapping[str, nn.Linear], logits: Tensor) -> PosthocError:
-    seen = [f"{name} ({layer.in_features} → {layer.out_features})" for name, layer in list(layers.items())[::-1]]
+def _bias(layer: nn.Module) -> Tensor | None:
+    bias = getattr(layer, "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    value = args[0] if args else next(iter(kwargs.values()), None)
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _not_found(module: nn.Module, layers: Mapping[str, nn.Module], logits: Tensor) -> PosthocError:
+    seen = [f"{name} {_size(_weight(layer))}" for name, layer in list(layers.items())[::-1]]
     return PosthocError(
-        f"{type(module).__name__}, whose output {tuple(logits.shape)} no nn.Linear gives "
+        f"{type(module).__name__}, whose output {tuple(logits.shape)} no layer gives by an affine map "
         f"(linear layers: {listed(seen) if seen else 'none'})",
-        "a network that ends in one linear layer and returns its output",
+        "a network that ends in a linear layer, a 1×1 convolution or a cosine classifier, and returns its output",
         "return the logits themselves, without softmax or scaling, from --arch module:factory",
     )
+
+
+def _size(weight: Tensor) -> str:
+    return f"({weight.shape[1]} → {weight.shape[0]})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ def load_network(checkpoint: Checkpoint, architecture: Architecture) -> nn.Modul
     Raises:
         PosthocError: a tensor is missing, unexpected or of another shape.
     """
+    checkpoint = checkpoint.renamed(architecture.renames)
     network = architecture.factory().float()
     mismatches = []
     for _, state in checkpoint.spellings():
@@ -61,10 +63,19 @@ def _loaded(
     network: nn.Module, state: dict[str, Tensor], checkpoint: Checkpoint, architecture: Architecture
 ) -> nn.Module:
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
+        try:
+            network.load_state_dict(state)
+        except ValueError:  # torchvision's MNASNet wants the version of its names told, and these are the present ones
+            network.load_state_dict(_versioned(state, network))
+    except (RuntimeError, ValueError) as error:
         raise _refused(checkpoint, architecture, show(error)) from None
     return network.eval().requires_grad_(False)
+
+
+def _versioned(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
+    versioned = OrderedDict(state)
+    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]  # where torch keeps versions
+    return versioned
 
 
 def _refused(checkpoint: Checkpoint, architecture: Architecture, why: str) -> PosthocError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ def timm_model(name: str, state: Mapping[str, Tensor]) -> tuple[Callable[[], nn.
     Raises:
         PosthocError: timm is absent, or knows no such model.
     """
-    timm = _library("timm")
+    timm = library("timm")
     skeleton = _skeleton(f"timm:{name}", lambda: timm.create_model(name, pretrained=False))
     options: dict[str, int] = {}
     if (classes := _classes(skeleton, state)) is not None:
@@ -41,7 +42,7 @@ def torchvision_factory(name: str, state: Mapping[str, Tensor]) -> Callable[[], 
     Raises:
         PosthocError: torchvision is absent or does not fit this torch, or knows no such model.
     """
-    torchvision = _library("torchvision")
+    torchvision = library("torchvision")
     skeleton = _skeleton(f"torchvision:{name}", lambda: torchvision.models.get_model(name, weights=None))
     classes = _classes(skeleton, state)
     options = {} if classes is None else {"num_classes": classes}
@@ -62,33 +63,75 @@ def input_channels(state: Mapping[str, Tensor]) -> int:
     return next((tensor.shape[1] for tensor in state.values() if tensor.ndim == 4), 3)
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """The library `name`, timm or torchvision.
+
+    Raises:
+        PosthocError: it is absent, or does not import beside this torch.
+    """
     try:
-        return importlib.import_module(name)
+        return _import(name)
     except (ImportError, RuntimeError) as error:
-        # A torchvision built for another torch fails with RuntimeError, and leaves half of itself behind.
-        for loaded in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
-            del sys.modules[loaded]
         absent = isinstance(error, ModuleNotFoundError) and error.name == name
         why = "is not installed" if absent else f"does not import beside torch {torch.__version__} ({show(error)})"
         install = "install it with: pip install 'posthoc-lt[vision]'"
         again = "install torch and torchvision again, both from the same index"
         raise PosthocError(
-            f"--arch {name}:…, but {name} {why}",
+            f"a network of {name}, but {name} {why}",
             f"a {name} that fits this torch",
             f"{install if absent else again}, or give your own code as --arch module:factory",
         ) from None
 
 
-def _skeleton(arch: str, build: Callable[[], nn.Module]) -> nn.Module:
-    """The default network without memory for its weights, so that its shapes can be read."""
+def importable(name: str) -> bool:
+    """Whether the library of an architecture such as ``timm:resnet50`` is installed."""
+    return importlib.util.find_spec(name.partition(":")[0]) is not None
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:
+        # A torchvision built for another torch fails with RuntimeError, and leaves half of itself behind.
+        for loaded in [m for m in sys.modules if m.partition(".")[0] in (name, "torchvision")]:
+            del sys.modules[loaded]
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+    for schema in _DETECTION:  # no classifier uses these; without their names torchvision does not import
+        _SCHEMAS.define(schema)  # type: ignore[no-untyped-call]  # as torch has it
+    return importlib.import_module(name)
+
+
+_SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # likewise
+_DETECTION = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+def without_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, without memory for its weights, so that its names and shapes can be read."""
     try:
         with torch.device("meta"):
             return build()
-    except Exception:  # some networks compute with their weights while being built: build those in earnest
+    except NotImplementedError:  # some compute with other tensors while being built: only parameters go without then
         pass
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter if parameter is None else nn.Parameter(parameter.to("meta")))
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
     try:
         return build()
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _skeleton(arch: str, build: Callable[[], nn.Module]) -> nn.Module:
+    """The default network without memory for its weights."""
+    try:
+        return without_weights(build)
     except Exception as error:  # each zoo refuses an unknown name in its own way
         raise PosthocError(
             f"--arch {show(arch)}, which cannot be built ({show(error)})",
@@ -102,7 +145,8 @@ def _classes(skeleton: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     found = set()
     for name, tensor in skeleton.state_dict().items():
         own = state.get(name)
-        if own is not None and tensor.ndim == 2 == own.ndim and tensor.shape[1:] == own.shape[1:]:
+        matrix = tensor.ndim == 2 or tensor.shape[2:] == (1, 1)
+        if own is not None and matrix and tensor.ndim == own.ndim and tensor.shape[1:] == own.shape[1:]:
             found |= {own.shape[0]} - {tensor.shape[0]}
     return found.pop() if len(found) == 1 else None
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from posthoc_lt.checkpoint import identify, read
+from posthoc_lt.checkpoint import Checkpoint, candidates, identify, read
 from posthoc_lt.cli import options
 from posthoc_lt.conformal import FORMAT, load_thresholds
-from posthoc_lt.errors import PosthocError, show
+from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.files import FEATURES, HEAD, container_kind, load_features, load_head
 from posthoc_lt.report import dump
 
@@ -64,15 +64,34 @@ def _thresholds(path: Path) -> Mapping[str, Any]:
 
 def _checkpoint(path: Path) -> Mapping[str, Any]:
     checkpoint = read(path)
-    found = {
+    chosen = checkpoint.weights
+    found: dict[str, Any] = {
         "format": f"checkpoint ({checkpoint.format})",
         "sha256": checkpoint.sha256,
         "tensors": len(checkpoint.state),
         "parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
-        "state dict at": "/".join(checkpoint.route) or "the top",
+        "state dict at": chosen.key or "the top",
     }
+    if checkpoint.others:
+        found["other weights"] = f"{listed(checkpoint.others)} (--weights takes one of them)"
+    if beside := [*checkpoint.metadata, *chosen.beside]:
+        found["also holds"] = listed(beside, 8)
+    return {**found, **_architecture(checkpoint)}
+
+
+def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
+    fitting = candidates(checkpoint)
+    found: dict[str, Any] = {}
+    if fitting:
+        heads = fitting[0].heads
+        sizes = [tuple(checkpoint.state[f"{head}.weight"].shape) for head in heads]
+        found["head"] = ", ".join(f"{show(head)} {size}" for head, size in zip(heads, sizes, strict=True))
+        found["classes"] = sizes[0][0] if len({size[0] for size in sizes}) == 1 else "unclear"
+    if len(fitting) > 1:
+        functions = [[each.name for each in fitting if each.function == n] for n in {e.function for e in fitting}]
+        found["candidates"] = "; ".join(" = ".join(names) for names in functions)
     try:
         architecture = identify(checkpoint)
     except PosthocError as error:
-        return {**found, "arch": "not found", "why": str(error)}
+        return {**found, "arch": "not found" if not fitting else "not settled", "why": str(error)}
     return {**found, "arch": architecture.name, "transform": architecture.preprocessing.to_json()}
