@@ -13,6 +13,9 @@ from torch import Tensor
 
 from posthoc_lt.errors import PosthocError, show
 
+MASKED = -(2.0**13)
+"""The constant logit of a masked class: no network's best logit is as low, and half precision holds it exactly."""
+
 Array = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 
 
@@ -107,6 +110,21 @@ class Head:
         """The head of a layer that has no bias: zeros, remembered as absent."""
         w = as_tensor(weight, "a weight")
         return cls(w, w.new_zeros(w.shape[:1]), has_bias=False)
+
+    def masking(self, classes: Tensor) -> Head:
+        """The same head, never to predict `classes`, (C,) bool: their rows are 0, their biases `MASKED`.
+
+        Finite on purpose: an infinite bias would turn softmax losses, exports and half precision into NaN.
+        """
+        if not bool(classes.any()):
+            return self
+        weight, bias = self.weight.masked_fill(classes[:, None], 0.0), self.bias.masked_fill(classes, MASKED)
+        return replace(self, weight=weight, bias=bias)
+
+    @property
+    def masked(self) -> Tensor:
+        """The classes (C,) bool that this head never predicts (`masking`)."""
+        return (self.bias <= MASKED) & ~self.weight.any(dim=1)
 
     def to(self, place: torch.device | torch.dtype) -> Head:
         """The same head on another device or in another dtype."""

@@ -3,29 +3,100 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from posthoc_lt.errors import PosthocError, listed
+from posthoc_lt.errors import PosthocError, listed, show
+
+ZeroCount: TypeAlias = Literal["refuse", "mask", "smooth"]
+"""What to do with a class without a train sample, whose log frequency would be infinite."""
+
+PSEUDO_COUNT = 0.5
+"""What smoothing adds to every class: Jeffreys' prior, as Krichevsky and Trofimov (1981) estimate frequencies."""
 
 
-def log_prior(counts: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Shares:
+    """Class frequencies as the value of an option: hashable, compared by value, and short in a table.
+
+    Args:
+        values: C numbers above 0, in any unit.
+        source: what tables and files call them, such as ``em``, ``model`` or the name of a file.
+
+    Raises:
+        PosthocError: a number is not finite or not above 0, or there is none.
+
+    >>> print(Shares((3, 1), "em"), Shares((3, 1)).log(2).exp())
+    em tensor([0.7500, 0.2500], dtype=torch.float64)
+    """
+
+    values: tuple[float, ...]
+    source: str = "given"
+
+    def __post_init__(self) -> None:
+        bad = [index for index, value in enumerate(self.values) if not 0 < value < math.inf]
+        if bad or not self.values:
+            raise PosthocError(
+                f"frequencies ({show(self.source)}) of which class {listed(bad)} has none" if bad else "no frequency",
+                "one positive, finite number a class",
+                "give a small one, such as 0.0001, to classes hardly ever met",
+            )
+
+    def log(self, classes: int) -> Tensor:
+        """Log frequencies (C,), float64, normalised.
+
+        Raises:
+            PosthocError: they are not those of C `classes`.
+        """
+        if len(self.values) != classes:
+            raise PosthocError(
+                f"{len(self.values)} frequencies ({show(self.source)}) for {classes} classes",
+                "one number a class",
+                "write them in the order of the head's rows",
+            )
+        values = torch.tensor(self.values, dtype=torch.float64)
+        return values.log() - values.sum().log()
+
+    def __str__(self) -> str:
+        return self.source
+
+
+def log_prior(counts: Tensor, zero_count: ZeroCount = "refuse") -> Tensor:
     """Log class frequencies, ``log π_c = log(n_c / N)``.
 
     Args:
         counts: (C,) samples a class.
+        zero_count: what to do where n_c = 0. ``refuse`` raises. ``smooth`` adds half a sample to *every* class,
+            ``π_c = (n_c + ½)/(N + C/2)``, which hardly moves frequent ones. ``mask`` is for callers that take such
+            classes out of the head (`Head.masking`): it leaves them 0, the others as they are.
 
     Returns:
         (C,) float64, on the device of `counts`.
 
     Raises:
-        PosthocError: a class has no sample, so its logarithm is not finite.
+        PosthocError: a class has no sample and `zero_count` is ``refuse``, or no class has any.
 
     >>> log_prior(torch.tensor([3, 1])).exp()
     tensor([0.7500, 0.2500], dtype=torch.float64)
+    >>> log_prior(torch.tensor([3, 0]), "smooth").exp()
+    tensor([0.8750, 0.1250], dtype=torch.float64)
     """
-    n = _present(counts, "a finite log prior")
+    if zero_count == "smooth":
+        n = _present(counts.double() + PSEUDO_COUNT, "a finite log prior")
+    elif zero_count == "mask":
+        seen = counts > 0
+        _present(counts[seen], "a prior")
+        return torch.where(seen, counts.double().clamp(min=1).log() - counts.sum().double().log(), 0.0)
+    else:
+        n = _present(
+            counts,
+            "a finite log prior",
+            "give --zero-count smooth (half a sample more for every class) or --zero-count mask (such classes are "
+            "never predicted) to logit-adjust, tau-search or calibrate, or use tau-norm, which needs no counts",
+        )
     return n.log() - n.sum().log()
 
 
@@ -87,7 +158,10 @@ def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     return weights * (len(weights) / weights.sum())
 
 
-def _present(counts: Tensor, what: str) -> Tensor:
+_WAYS_OUT = "add samples or take the class out of the head, or use tau-norm, which needs no counts"
+
+
+def _present(counts: Tensor, what: str, then: str = _WAYS_OUT) -> Tensor:
     """The counts in float64, every one of them positive."""
     if counts.ndim != 1 or not len(counts):
         raise PosthocError(
@@ -98,6 +172,6 @@ def _present(counts: Tensor, what: str) -> Tensor:
         raise PosthocError(
             f"no train sample of class {listed(empty)}",
             f"at least one train sample a class, without which {what} does not exist",
-            "add samples or take the class out of the head, or use tau-norm, which needs no counts",
+            then,
         )
     return counts.to(torch.float64)

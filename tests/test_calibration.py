@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
 import posthoc_lt.features
-from posthoc_lt.calibration import Calibration, calibrate, calibration_report, probability_head
+from posthoc_lt.calibration import Calibration, calibrate, calibration_report, correct_bias, probability_head
 from posthoc_lt.calibration.report import weighted_calibration_error
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.features import Features, FeatureSet
@@ -268,6 +268,47 @@ def test_equal_weights_give_the_unweighted_error(seed: int, per_bin: int, ties: 
     right = torch.from_numpy(rng.uniform(size=15 * per_bin) < 0.6)
     found = weighted_calibration_error(confidence, right, torch.full_like(confidence, 0.7))
     assert found == pytest.approx(expected_calibration_error(confidence, right), abs=1e-9)
+
+
+def test_offsets_are_the_optimum_and_give_every_class_its_mean_probability() -> None:
+    """Where σ is large the mean probability of each class is its frequency; at any σ the gradient vanishes."""
+    head, val = network(0.5, 0.3), sampled(TRAIN, 400, 18)
+    found = calibrate(head, val, LOG_TRAIN)
+    z, y = logits(head, val), val.labels.numpy()
+    counts = np.bincount(y, minlength=4)
+    start = found.prior_strength * LOG_TRAIN.numpy()
+    for deviation in (1000.0, 1.0, 0.1):
+        g = correct_bias(head, val, LOG_TRAIN, found, deviation).numpy()
+        p = softmax(found.scale * z - g + np.log(counts), axis=1)
+        assert p.sum(axis=0) - counts + (start - g) / deviation**2 == pytest.approx(0, abs=1e-3)
+    assert correct_bias(head, val, LOG_TRAIN, found, 1e-4).numpy() == pytest.approx(start, abs=1e-5)
+    some = val.subset((val.labels != 2).nonzero().flatten())
+    assert float(correct_bias(head, some, LOG_TRAIN, found)[2]) == pytest.approx(start[2], abs=1e-9)
+
+
+def test_calibration_error_is_that_of_netcal() -> None:
+    """Figures that netcal 1.4.0 gives, ``ECE(15, equal_intervals=False).measure(confidence, right)``."""
+    i = np.arange(1, 3001)
+    confidence, right = 0.2 + 0.8 * (i * 0.6180339887498949 % 1), torch.from_numpy(i * 0.41421356237309515 % 1)
+    outcome = right < torch.from_numpy(confidence) ** 2
+    for values, peer in ((confidence, 0.18733342870717434), (np.round(confidence, 2), 0.18733333333333327)):
+        sure = torch.from_numpy(values)
+        assert expected_calibration_error(sure, outcome) == pytest.approx(peer, abs=1e-12)
+        assert weighted_calibration_error(sure, outcome, torch.ones(3000)) == pytest.approx(peer, abs=1e-12)
+
+
+def test_a_masked_class_takes_no_part_in_the_fit_and_stays_masked() -> None:
+    """The fit is that of the other classes alone; samples of the masked one would only drive the scale to 0."""
+    val, last = sampled(UNIFORM, 300, 17), torch.tensor([False, False, False, True])
+    found = calibrate(network(0.5, 0.7).masking(last), val, LOG_TRAIN)
+    kept = val.subset((val.labels != 3).nonzero().flatten())
+    whole = network(0.5, 0.7)
+    alone = calibrate(Head(whole.weight[:3], whole.bias[:3]), kept, LOG_TRAIN[:3])
+    assert (found.scale, found.prior_strength) == pytest.approx((alone.scale, alone.prior_strength), abs=1e-7)
+    made = probability_head(whole.masking(last), found, LOG_TRAIN, torch.tensor([1.0, 2.0, 3.0, 0.0]))
+    assert made.masked.tolist() == last.tolist()
+    assert float(torch.softmax(made(val.x), dim=1)[:, 3].max()) == 0
+    assert math.isfinite(calibration_report(made, val, COUNTS).nll)
 
 
 def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.priors import class_weights, effective_number_weights, log_prior
+from posthoc_lt.head import MASKED, Head
+from posthoc_lt.priors import Shares, class_weights, effective_number_weights, log_prior
 
 counts_given = st.lists(st.integers(1, 10**6), min_size=1, max_size=20)
 
@@ -32,6 +33,55 @@ def test_log_prior_is_the_log_frequency(counts: list[int]) -> None:
     assert prior.dtype == torch.float64
     expected = [math.log(Fraction(n, sum(counts))) for n in counts]
     np.testing.assert_allclose(prior.numpy(), expected, rtol=1e-12, atol=1e-14)
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
+def test_smoothing_is_half_a_sample_more_for_every_class(counts: list[int]) -> None:
+    total = Fraction(2 * sum(counts) + len(counts), 2)
+    expected = [math.log((n + Fraction(1, 2)) / total) for n in counts]
+    np.testing.assert_allclose(log_prior(torch.tensor(counts), "smooth").numpy(), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_masking_leaves_the_other_classes_their_frequencies() -> None:
+    found = log_prior(torch.tensor([6, 0, 2, 0]), "mask").tolist()
+    assert found == pytest.approx([math.log(0.75), 0, math.log(0.25), 0])
+    with pytest.raises(PosthocError, match="class counts of shape"):
+        log_prior(torch.tensor([0, 0]), "mask")
+
+
+def test_an_empty_class_is_refused_with_both_ways_out() -> None:
+    with pytest.raises(PosthocError, match=r"--zero-count smooth .* --zero-count mask"):
+        log_prior(torch.tensor([3, 0]))
+
+
+def test_a_masked_class_is_finite_in_every_precision_and_never_predicted() -> None:
+    head = Head(torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]]), torch.tensor([0.0, 5.0, 1.0]))
+    masked = head.masking(torch.tensor([False, True, False]))
+    assert masked.masked.tolist() == [False, True, False]
+    assert not bool(head.masked.any())
+    assert head.masking(torch.zeros(3, dtype=torch.bool)) is head
+    x = 100 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    kept = [0, 2]
+    assert (masked(x).argmax(dim=1) == torch.tensor(kept)[head(x)[:, kept].argmax(dim=1)]).all()
+    assert torch.softmax(masked(x), dim=1)[:, 1].max() == 0
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert float(torch.tensor(MASKED, dtype=dtype)) == MASKED
+
+
+def test_shares_are_values_with_a_short_name() -> None:
+    one, same = Shares((1.0, 3.0), "em"), Shares((1.0, 3.0), "em")
+    assert one == same
+    assert hash(one) == hash(same)
+    assert str(one) == "em"
+    assert one.log(2).exp().tolist() == pytest.approx([0.25, 0.75])
+    with pytest.raises(PosthocError, match=r"2 frequencies .* for 3 classes"):
+        one.log(3)
+
+
+@pytest.mark.parametrize("values", [(), (1.0, 0.0), (1.0, math.nan), (math.inf, 1.0), (-1.0, 2.0)])
+def test_shares_that_have_no_logarithm_are_refused(values: tuple[float, ...]) -> None:
+    with pytest.raises(PosthocError, match="one positive, finite number a class"):
+        Shares(values)
 
 
 @given(counts_given, st.sampled_from([0.0, 0.5, 1.0, 1.5, -0.3]))

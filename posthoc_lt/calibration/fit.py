@@ -62,13 +62,11 @@ def calibrate(
     If ``p(x|y) ∝ exp(a z_y − c log π_y)``, then among samples whose labels have frequencies v the posterior is
     ``softmax(a z − c log π + log v)_y``. log v is a fact of the samples, not of the network: put in, it leaves a and
     c the same whether validation is balanced, train-like or neither (Prentice and Pyke 1979, on case-control data).
-    By default v are the frequencies of `features` themselves and every sample weighs the same, the likelihood
-    proper. With `under`, v is that distribution and a sample weighs v_y/n_y: the same a and c in the limit where the
-    model is right, and where it is not, those that serve this distribution best.
+    With `under`, v is that distribution and a sample weighs v_y/n_y, which differs where the model is not right.
 
     Minimised is n_eff·Σ wᵢ NLLᵢ, Σ w = 1, minus log priors, log a ~ N(0, 0.7²) and c ~ N(1, 0.5²): they carry tiny
-    validation sets and fade as those grow. Classes without a sample take no part. The scale alone, c held by
-    a strong prior at 0 on balanced samples, is temperature scaling (Guo 2017, arXiv:1706.04599).
+    validation sets and fade as those grow. Classes without a sample, and those that `head` masks, take no part. The
+    scale alone, c held by a strong prior at 0 on balanced samples, is temperature scaling (Guo 2017, arXiv:1706.04599).
 
     Args:
         head: C classes; one that was balanced after training wants ``strength_prior=(0.0, 0.5)``.
@@ -85,10 +83,7 @@ def calibrate(
     >>> round(calibrate(Head(torch.eye(2), torch.zeros(2)), val, torch.zeros(2)).scale, 3)
     1.314
     """
-    share, weight = weighting(head, features, under)
-    objective = _Objective(
-        head, features, -finite_log_prior(log_prior, head), weight, share.log(), (scale_prior, strength_prior)
-    )
+    objective = _objective(head, features, log_prior, under, (scale_prior, strength_prior))
     start = torch.tensor([0.0 if scale_prior is None else scale_prior[0], (strength_prior or STRENGTH_PRIOR)[0]])
     point, steps = _minimise(objective, start.double())
     deviations = _deviations(point.hessian * objective.effective)
@@ -99,13 +94,8 @@ def calibrate(
             "keep the weak prior on the scale, or give samples that the network was not trained on",
         )
     norm = float(point.gradient.norm())
-    return Calibration(
-        scale=math.exp(float(point.at[0])),
-        prior_strength=float(point.at[1]),
-        deviations=deviations,
-        samples=objective.effective,
-        certificate=Certificate(point.value, norm, steps, norm <= TOLERANCE),
-    )
+    certificate = Certificate(point.value, norm, steps, norm <= TOLERANCE)
+    return Calibration(math.exp(float(point.at[0])), float(point.at[1]), deviations, objective.effective, certificate)
 
 
 class _Point(NamedTuple):
@@ -166,6 +156,22 @@ class _Objective:
             hessian += torch.tensor([[zz, zg], [zg, gg]], dtype=torch.float64)
             gradient += torch.stack([mean[0] @ w, (mean[1] - g[y]) @ w]).cpu()
         return value, gradient, hessian
+
+
+def _objective(
+    head: Head,
+    features: Features,
+    log_prior: Tensor,
+    under: Tensor | None,
+    priors: tuple[Normal | None, Normal | None],
+) -> _Objective:
+    """What `calibrate` minimises; without the masked classes, whose likelihood no scale can better."""
+    masked = head.masked.cpu()
+    if bool(masked.any()):
+        features.require_labelled(head)
+        under = (features.counts(head.classes).cpu() if under is None else under.cpu()).double() * ~masked
+    share, weight = weighting(head, features, under)
+    return _Objective(head, features, -finite_log_prior(log_prior, head), weight, share.log(), priors)
 
 
 def _minimise(objective: _Objective, start: Tensor) -> tuple[_Point, int]:

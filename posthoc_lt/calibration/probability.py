@@ -23,10 +23,12 @@ def probability_head(
         head: the head that was calibrated.
         calibration: a and c.
         log_prior: log π, (C,), as given to `calibrate`.
-        deploy_prior: π_deploy, (C,) > 0, in any unit (counts will do); None for equal frequencies.
+        deploy_prior: π_deploy, (C,), in any unit (counts will do), > 0 but for masked classes; None for equal
+            frequencies.
 
     Returns:
-        A head in the place and dtype of `head`. Its bias is needed even where `head` has none to fold it into.
+        A head in the place and dtype of `head`, which masks what `head` masks. Its bias is needed even where
+        `head` has none to fold it into.
 
     Raises:
         PosthocError: shapes do not fit, or a frequency is not positive, so that its logarithm is infinite.
@@ -36,6 +38,8 @@ def probability_head(
             [0., 2.]])
     """
     share = distribution(torch.ones(head.classes) if deploy_prior is None else deploy_prior, head, "deployment prior")
+    masked = head.masked.cpu()
+    share = share.masked_fill(masked, 1 / head.classes)
     empty = (share == 0).nonzero().flatten().tolist()
     if empty:
         raise PosthocError(
@@ -45,4 +49,4 @@ def probability_head(
         )
     shift = share.log() - calibration.prior_strength * finite_log_prior(log_prior, head)
     weight, bias = (calibration.scale * part.cpu().double() for part in (head.weight, head.bias))
-    return Head(weight.to(head.weight), (bias + shift).to(head.bias), head.has_bias)
+    return Head(weight.to(head.weight), (bias + shift).to(head.bias), head.has_bias).masking(head.masked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,32 +70,44 @@ def calibration_report(
     """
     _, weight = weighting(head, features, under)
     labels = features.labels.cpu()
+    scores, sample = _scores(head, features), weight[labels]
+    excess = scores.confidence - scores.right
+    if under is None:
+        ece = expected_calibration_error(scores.confidence, scores.right)
+    else:
+        ece = weighted_calibration_error(scores.confidence, scores.right, sample)
     groups = {name: mask.cpu()[labels] for name, mask in group_classes(counts, edges).items()}
-    right, confidence, nll, brier = (torch.empty(len(features), dtype=torch.float64) for _ in range(4))
-    for rows, z, y in blocks(head, features):
-        log_p, best = z.log_softmax(dim=1), z.argmax(dim=1)
-        p = log_p.exp()
-        own = p.gather(1, y[:, None])[:, 0]
-        right[rows] = (best == y).double().cpu()
-        confidence[rows] = p.gather(1, best[:, None])[:, 0].cpu()
-        nll[rows] = -log_p.gather(1, y[:, None])[:, 0].cpu()
-        # (1 − own)² + Σ_{k≠y} p_k², without the digits that 1 − 2·own + Σp² would lose.
-        brier[rows] = ((1 - own).square() + (p.square().sum(dim=1) - own.square()).clamp(min=0)).cpu()
-    sample, excess = weight[labels], confidence - right
-    plain = under is None
-    ece = (
-        expected_calibration_error(confidence, right)
-        if plain
-        else weighted_calibration_error(confidence, right, sample)
-    )
     return CalibrationReport(
-        nll=float(sample @ nll),
-        brier=float(sample @ brier),
+        nll=float(sample @ scores.nll),
+        brier=float(sample @ scores.brier),
         ece=ece,
         gap=float(sample @ excess),
         groups={name: _mean(excess[mask], sample[mask]) for name, mask in groups.items()},
         missing=tuple((features.counts(head.classes) == 0).nonzero().flatten().tolist()),
     )
+
+
+class _Scores(NamedTuple):
+    """What each sample adds to the report, (N,) float64 on the CPU."""
+
+    right: Tensor
+    confidence: Tensor
+    nll: Tensor
+    brier: Tensor
+
+
+def _scores(head: Head, features: Features) -> _Scores:
+    found = _Scores(*(torch.empty(len(features), dtype=torch.float64) for _ in _Scores._fields))
+    for rows, z, y in blocks(head, features):
+        log_p, best = z.log_softmax(dim=1), z.argmax(dim=1)
+        p = log_p.exp()
+        own = p.gather(1, y[:, None])[:, 0]
+        found.right[rows] = (best == y).double().cpu()
+        found.confidence[rows] = p.gather(1, best[:, None])[:, 0].cpu()
+        found.nll[rows] = -log_p.gather(1, y[:, None])[:, 0].cpu()
+        # (1 − own)² + Σ_{k≠y} p_k², without the digits that 1 − 2·own + Σp² would lose.
+        found.brier[rows] = ((1 - own).square() + (p.square().sum(dim=1) - own.square()).clamp(min=0)).cpu()
+    return found
 
 
 def weighted_calibration_error(confidence: Tensor, right: Tensor, weight: Tensor, bins: int = BINS) -> float:

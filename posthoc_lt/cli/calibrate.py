@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -9,14 +11,18 @@ from torch import Tensor
 
 from posthoc_lt.calibration import Calibration, CalibrationReport, calibration_report, probability_head
 from posthoc_lt.calibration import calibrate as fit_calibration
-from posthoc_lt.cli import options, output
-from posthoc_lt.cli.heads import judging_split, labelled_val, open_head
+from posthoc_lt.cli import options, output, shares
+from posthoc_lt.cli.heads import judging_split, labelled_val, open_head, without_samples
+from posthoc_lt.errors import listed
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.files import HEAD, SavedHead, save_head
 from posthoc_lt.head import Head
+from posthoc_lt.metrics import GROUPS
 from posthoc_lt.pipeline import as_features
-from posthoc_lt.priors import log_prior
+from posthoc_lt.pipeline.deployment import deployment_prior, estimated_shares
+from posthoc_lt.priors import ZeroCount, log_prior
 from posthoc_lt.report import render
+from posthoc_lt.shift import EstimatedPrior
 
 
 @click.command()
@@ -27,9 +33,12 @@ from posthoc_lt.report import render
         "--deploy",
         default="uniform",
         show_default=True,
-        metavar="uniform|train|FILE",
-        help="Class frequencies that the head will meet: all equal, those of train, or a file of one number a class.",
+        metavar="uniform|train|em|FILE",
+        help="Class frequencies that the head will meet: all equal, those of train, those of unlabelled deployment "
+        "samples, estimated by EM, or a file of one number a class.",
     ),
+    options.deploy_features,
+    options.zero_count,
     options.groups,
     options.device,
     options.out(None, "Write the probability head to this file."),
@@ -41,6 +50,8 @@ def calibrate(
     features: Path,
     head: Path | None,
     deploy: str,
+    deploy_features: Path | None,
+    zero_count: ZeroCount | None,
     groups: tuple[float, float],
     device: str,
     out: Path | None,
@@ -51,42 +62,96 @@ def calibrate(
     """Fit scale and prior strength on validation, so that softmax gives probabilities.
 
     p(y|x) ∝ exp(a z_y - c log pi_y + log deploy_y), with a and c fitted jointly. What decides best and what gives
-    the best probabilities are two heads: this one is for probabilities.
+    the best probabilities are two heads: this one is for probabilities. It is judged under equal class frequencies,
+    under those of train and under those of --deploy, each time made for them.
     """
-    inputs = [path for path in (features, head) if path is not None]
+    policy = zero_count or "refuse"
+    inputs = [path for path in (features, head, deploy_features) if path is not None]
     output.protect(out, HEAD, *inputs)
     cached = as_features(features, device=device)
     saved = open_head(head, cached)
-    target = _target(deploy, cached)
-    # A head that was rebalanced has its prior taken off already; only the untouched one still carries it whole.
-    strength = 1.0 if saved.provenance.get("method") == "baseline" else 0.0
-    prior = log_prior(cached.counts)
-    fitted = fit_calibration(saved.head, labelled_val(cached, "to calibrate on"), prior, strength_prior=(strength, 0.5))
-    made = probability_head(saved.head, fitted, prior, target)
-    split, rows = _judge({"as it was": saved.head, "calibrated": made}, cached, target, groups)
+    fitted = _fit(saved, cached, policy)
+    estimate = None
+    if deploy == "em":
+        samples = shares.deployment_samples(cached, deploy_features)
+        estimate = deployment_prior(cached, samples, head=saved.head, zero_count=policy)
+    elif deploy_features is not None:
+        shares.refuse_unused(deploy_features)
+    populations = _populations(fitted, cached, deploy, estimate)
+    split, rows = _judge(fitted, populations, cached, groups)
+    missing = without_samples(cached, judging_split(cached)[1])
     opening = output.preamble({"features": features}) if form == "json" else {}
     if out is not None:
         provenance = {**saved.provenance, "method": "probability", "deploy": deploy, "decided_by": "likelihood"}
-        save_head(SavedHead(made, provenance), out, force)
-    _print(opening, fitted, split, rows, out, form, quiet)
+        save_head(SavedHead(fitted.head_for(populations[deploy]), provenance), out, force)
+    if estimate is not None:
+        output.note(shares.describe(estimate, cached.classes), quiet)
+    if policy == "mask":
+        shares.note_masked(cached, quiet)
+    if form == "json":
+        found = {"scale": fitted.calibration.scale, "prior_strength": fitted.calibration.prior_strength}
+        guess = {} if estimate is None else {"estimate": shares.record(estimate)}
+        written = None if out is None else str(out)
+        output.print_json(
+            {**opening, **found, "split": split, "rows": rows, "missing": missing, **guess, "head": written}
+        )
+        return
+    if form == "table":
+        output.say(_headline(fitted.calibration, split, deploy))
+    click.echo(render(rows, form, {"ece", "gap", *(f"gap_{group}" for group in GROUPS)}), nl=form != "csv")
+    if missing and form == "table":
+        output.say(f"No {split} sample, not scored: {listed(missing)}")
+    if out is not None:
+        output.note(f"Wrote {out}", quiet)
 
 
-def _target(deploy: str, features: FeatureSet) -> Tensor:
-    if deploy == "train":
-        return features.counts.double()
-    if deploy == "uniform":
-        return features.counts.new_ones(features.head.classes).double()
-    return options.read_shares(Path(deploy), features.head.classes)
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """A calibrated head: with log π it makes a probability head for any class frequencies."""
+
+    head: Head
+    calibration: Calibration
+    log_prior: Tensor
+
+    def head_for(self, frequencies: Tensor) -> Head:
+        return probability_head(self.head, self.calibration, self.log_prior, frequencies)
+
+
+def _fit(saved: SavedHead, features: FeatureSet, zero_count: ZeroCount) -> _Fitted:
+    prior, head = log_prior(features.counts, zero_count), saved.head
+    if zero_count == "mask":
+        head = head.masking(features.counts.to(head.weight.device) == 0)
+    # A head that was rebalanced has its prior taken off already; only the untouched one still carries it whole.
+    strength = 1.0 if saved.provenance.get("method") == "baseline" else 0.0
+    val = labelled_val(features, "to calibrate on")
+    return _Fitted(head, fit_calibration(head, val, prior, strength_prior=(strength, 0.5)), prior)
+
+
+def _populations(
+    fitted: _Fitted, features: FeatureSet, deploy: str, estimate: EstimatedPrior | None
+) -> dict[str, Tensor]:
+    """Equal class frequencies, those of train, and those of --deploy where they are others; by name."""
+    train = fitted.log_prior.exp().masked_fill(fitted.head.masked.to(fitted.log_prior.device), 0.0)
+    found = {"uniform": train.new_ones(features.head.classes), "train": train}
+    if estimate is not None:
+        found[deploy] = estimated_shares(estimate).log(features.head.classes).exp()
+    elif deploy not in found:
+        found[deploy] = options.read_shares(Path(deploy), features.head.classes)
+    return found
 
 
 def _judge(
-    heads: dict[str, Head], features: FeatureSet, target: Tensor, edges: tuple[float, float]
+    fitted: _Fitted, populations: Mapping[str, Tensor], features: FeatureSet, edges: tuple[float, float]
 ) -> tuple[str, list[dict[str, object]]]:
+    """The head as it was and calibrated, a row each for every population."""
     split, samples = judging_split(features)
-    reports = {
-        name: calibration_report(head, samples, features.counts, edges, under=target) for name, head in heads.items()
-    }
-    return split, [{"head": name, **_figures(report)} for name, report in reports.items()]
+    rows = []
+    for under, frequencies in populations.items():
+        shown = under if under in ("uniform", "train", "em") else Path(under).name
+        for name, head in (("as it was", fitted.head), ("calibrated", fitted.head_for(frequencies))):
+            report = calibration_report(head, samples, features.counts, edges, under=frequencies)
+            rows.append({"under": shown, "head": name, **_figures(report)})
+    return split, rows
 
 
 def _figures(report: CalibrationReport) -> dict[str, object]:
@@ -94,24 +159,9 @@ def _figures(report: CalibrationReport) -> dict[str, object]:
     return {"nll": report.nll, "brier": report.brier, "ece": report.ece, "gap": report.gap, **gaps}
 
 
-def _print(
-    opening: dict[str, object],
-    fitted: Calibration,
-    split: str,
-    rows: list[dict[str, object]],
-    out: Path | None,
-    form: str,
-    quiet: bool,
-) -> None:
-    if form == "json":
-        found = {"scale": fitted.scale, "prior_strength": fitted.prior_strength, "split": split, "rows": rows}
-        output.print_json({**opening, **found, "head": None if out is None else str(out)})
-        return
-    if form == "table":
-        output.say(
-            f"scale a = {fitted.scale:.3f}, prior strength c = {fitted.prior_strength:.3f}, fitted on val; on {split} "
-            "under the frequencies of --deploy (gap: confidence minus accuracy, above 0 is too sure):"
-        )
-    click.echo(render(rows, form), nl=form != "csv")
-    if out is not None:
-        output.note(f"Wrote {out}", quiet)
+def _headline(fitted: Calibration, split: str, deploy: str) -> str:
+    return (
+        f"scale a = {fitted.scale:.3f}, prior strength c = {fitted.prior_strength:.3f}, fitted on val; on {split} "
+        f"weighted to class frequencies, each time with the head made for them (--out writes that for {deploy}; "
+        "gap: confidence minus accuracy, above 0 is too sure):"
+    )

@@ -15,6 +15,16 @@ from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 
 KINDS = ("marginal", "classwise", "interpolated", "prevalence")
+"""The kinds of prediction sets.
+
+- ``marginal``: one floor from all samples. Covers 1 − α of samples like these, most of them of frequent classes.
+- ``classwise``: a floor a class from its own samples. Covers 1 − α of *every* class, whatever the frequencies met
+  later; a class without enough samples is in every set.
+- ``interpolated``: ``weight·classwise + (1 − weight)·marginal`` (Interp-Q of Ding 2025, arXiv:2507.06867): far
+  smaller sets already at weights just below 1. Covers 1 − 2α at least, by the union bound, mostly near 1 − α.
+- ``prevalence``: one floor on p(y|x)/p(y) (PAS, same paper), which for a given size of sets serves the mean
+  coverage of classes best. Covers 1 − α like ``marginal``.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,18 +73,10 @@ def fit_thresholds(
     classes the ⌊α(n + 1)⌋-th smallest is the floor, so that a new one reaches it with probability 1 − α to
     1 − α + 1/(n + 1); with n < 1/α − 1 there is none, and the floor is 0.
 
-    - ``marginal``: one floor from all samples. Covers 1 − α of samples like these, most of them of frequent classes.
-    - ``classwise``: a floor a class from its own samples. Covers 1 − α of *every* class, whatever the frequencies met
-      later; a class without enough samples is in every set.
-    - ``interpolated``: ``weight·classwise + (1 − weight)·marginal`` (Interp-Q of Ding 2025, arXiv:2507.06867): far
-      smaller sets already at weights just below 1. Covers 1 − 2α at least, by the union bound, mostly near 1 − α.
-    - ``prevalence``: one floor on p(y|x)/p(y) (PAS, same paper), which for a given size of sets serves the mean
-      coverage of classes best. Covers 1 − α like ``marginal``.
-
     Args:
         head: the probability head, by preference; coverage holds with any.
         features: N labelled samples that neither the network was trained nor the head chosen on.
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, which says what each does and covers.
         alpha: α, between 0 and 1.
         weight: of the class's own floor, 0 … 1, for ``interpolated``.
         prevalence: (C,) > 0, in any unit, the label distribution that the softmax of `head` is for (that of train
@@ -90,11 +92,7 @@ def fit_thresholds(
     _check_options(kind, alpha, weight)
     features.require_labelled(head)
     ratio = _prevalence(head, prevalence) if kind == "prevalence" else None
-    labels = features.labels.cpu()
-    scores = torch.empty(len(features), dtype=torch.float64)
-    for rows, conformity in blocks(head, features, ratio):
-        own = labels[rows, None].to(conformity.device)
-        scores[rows] = conformity.gather(1, own)[:, 0].cpu()
+    labels, scores = features.labels.cpu(), _own_scores(head, features, ratio)
     counts = features.counts(head.classes).cpu()
     overall = torch.full((head.classes,), _floor(scores, alpha), dtype=torch.float64)
     share = {"classwise": 1.0, "interpolated": weight}.get(kind, 0.0)
@@ -110,6 +108,15 @@ def fit_thresholds(
         prevalence=ratio,
         head=identity(head),
     )
+
+
+def _own_scores(head: Head, features: Features, ratio: Tensor | None) -> Tensor:
+    """What each sample's true class scores, (N,) float64: p(y|x), over its prevalence where there is a `ratio`."""
+    scores = torch.empty(len(features), dtype=torch.float64)
+    for rows, conformity in blocks(head, features, ratio):
+        own = features.labels[rows, None].to(conformity.device)
+        scores[rows] = conformity.gather(1, own)[:, 0].cpu()
+    return scores
 
 
 def _rank(samples: int, alpha: float) -> int:

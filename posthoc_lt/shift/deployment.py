@@ -109,26 +109,34 @@ def estimate_prior(
     kappa = (CONCENTRATION if head.classes > REGULARISED_PAST else 1.0) if concentration is None else concentration
     _check(head, features, log_prior, kappa, level)
     likelihood = _Likelihood(head, features, log_prior.double(), calibration, kappa - 1)
-    point, objectives = _maximise(likelihood)
-    identifiable = _identifiable(point, len(features))
-    if kappa == 1 and not bool(identifiable.all()):
+    return _judge(likelihood, *_maximise(likelihood), level)
+
+
+def _judge(likelihood: _Likelihood, point: _Point, objectives: tuple[float, ...], level: float) -> EstimatedPrior:
+    """What the optimum is worth: intervals, what the samples tell, and how far it was reached.
+
+    Raises:
+        PosthocError: without regularisation, the samples do not tell some shares apart.
+    """
+    samples, regularised = len(likelihood.features), likelihood.extra > 0
+    identifiable = _identifiable(point, samples)
+    if not regularised and not bool(identifiable.all()):
         confused = (~identifiable).nonzero().flatten().tolist()
         raise PosthocError(
-            f"{len(features)} unlabelled samples that do not tell the shares of class {listed(confused)} apart",
+            f"{samples} unlabelled samples that do not tell the shares of class {listed(confused)} apart",
             "more samples than classes, and classes whose posteriors differ",
             "give more samples, or the target prior itself in a file, or a concentration above 1, say 1.5",
         )
-    low, high = _interval(point, len(features), kappa > 1, NormalDist().inv_cdf((1 + level) / 2))
-    em = likelihood.em_step(point)
+    low, high = _interval(point, samples, regularised, NormalDist().inv_cdf((1 + level) / 2))
     return EstimatedPrior(
         prior=point.prior.cpu(),
         low=low.cpu(),
         high=high.cpu(),
         identifiable=identifiable.cpu(),
-        concentration=kappa,
-        samples=len(features),
+        concentration=1 + likelihood.extra,
+        samples=samples,
         gap=likelihood.gap(point),
-        residual=float((em - point.prior).abs().max()),
+        residual=float((likelihood.em_step(point) - point.prior).abs().max()),
         objectives=objectives,
     )
 
