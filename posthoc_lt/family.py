@@ -11,6 +11,14 @@ from torch import Tensor
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.head import Head
 
+BOUNDS = (0.0, 4.0)
+"""The range that τ is searched in."""
+LINE_PRIOR, POWER_PRIOR = (1.25, 0.5), (1.0, 1.0)
+"""Mean and deviation of τ, for logit adjustment and its like, and for tau-norm and its like.
+
+Taken after five real feature sets had been seen; what that is worth is in examples/benchmarks/README.md.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Point:
@@ -30,10 +38,14 @@ class Line:
     Args:
         origin: the head that gives A, in the deployed dtype.
         direction: the head that gives B, float64; its weight is all zero when B does not depend on x.
+        prior: mean and deviation of t, before validation has spoken.
+        bounds: the range that t is searched in.
     """
 
     origin: Head
     direction: Head
+    prior: tuple[float, float] = LINE_PRIOR
+    bounds: tuple[float, float] = BOUNDS
 
     def at(self, knob: float | None) -> Head:
         """The head at t = `knob`: W_A + t·W_B, b_A + t·b_B, computed in float64, in the origin's dtype."""
@@ -52,10 +64,14 @@ class Power:
     Args:
         head: the head that gives z (its bias already dropped where the method drops it).
         log_scale: u, shape (C,), float64; tau-norm has u_c = ln‖w_c‖.
+        prior: mean and deviation of t, before validation has spoken.
+        bounds: the range that t is searched in.
     """
 
     head: Head
     log_scale: Tensor
+    prior: tuple[float, float] = POWER_PRIOR
+    bounds: tuple[float, float] = BOUNDS
 
     def at(self, knob: float | None) -> Head:
         """The head at t = `knob`: w_c·exp(-t·u_c), b_c·exp(-t·u_c)."""
@@ -72,10 +88,14 @@ class KeptBias:
     Args:
         head: the untouched head.
         log_scale: u_c = ln‖w_c‖, shape (C,), float64.
+        prior: mean and deviation of t, before validation has spoken.
+        bounds: the range that t is searched in.
     """
 
     head: Head
     log_scale: Tensor
+    prior: tuple[float, float] = POWER_PRIOR
+    bounds: tuple[float, float] = BOUNDS
 
     def at(self, knob: float | None) -> Head:
         """The head at t = `knob`: w_c·exp(-t·u_c), b_c."""
@@ -128,7 +148,61 @@ class Path:
         return self.heads[self.knobs.index(knob)]
 
 
-Family: TypeAlias = Point | Line | Power | KeptBias | Path
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """Heads with two knobs: a line of them at each of a few values of an outer one.
+
+    Args:
+        name: what the outer knob is called, such as ``gamma``.
+        values: its values, the plainest first.
+        lines: the line of heads at each.
+        penalties: minus the log prior of each value, up to a constant.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    lines: tuple[Line, ...]
+    penalties: tuple[float, ...]
+
+    def at(self, knob: float | None) -> Head:
+        """No head: one knob does not make one.
+
+        Raises:
+            PosthocError: always.
+        """
+        raise PosthocError(
+            f"a knob of {knob} without {self.name}",
+            "both of them, or neither",
+            f"give --{self.name} {self.values[len(self.values) // 2]:g} too, or let validation choose both",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Offsets:
+    """All heads ``A + t·B + δ`` with offsets δ of the classes, which validation learns along with t.
+
+    Args:
+        line: A and B; the heads at δ = 0.
+        deviation: of each δ_c around 0, before validation has spoken; 0 leaves the line.
+    """
+
+    line: Line
+    deviation: float
+
+    def at(self, knob: float | None) -> Head:
+        """No head: t alone does not say what the offsets are.
+
+        Raises:
+            PosthocError: always.
+        """
+        raise PosthocError(
+            f"a knob of {knob} for offsets that validation has to learn along with it",
+            "labelled validation samples and no knob",
+            "leave it out, or use logit-adjust, which learns no offsets",
+        )
+
+
+Family: TypeAlias = Point | Line | Power | KeptBias | Path | Sheet | Offsets
 
 
 def _number(knob: float | None) -> float:

@@ -16,7 +16,7 @@ from by_path import load
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
-from posthoc_lt import FeatureSet, Head
+from posthoc_lt import METHODS, FeatureSet, Head
 from posthoc_lt.features import Training
 from posthoc_lt.methods.logit_adjust import LogitAdjust
 from posthoc_lt.metrics import Tally
@@ -165,7 +165,7 @@ def test_selection_prints_one_object_with_every_cell(
     wanted = {(m, size) for m in ("logit-adjust", "tau-norm") for size in (1, 3, 5, 20, "long-tailed")}
     assert cells.keys() == wanted
     for cell in cells.values():
-        assert cell["regret"].keys() == {"guarded", "nll", "metric", "grid", "tau=1"}
+        assert cell["regret"].keys() == {"guarded", "nll", "metric", "cross-fit", "grid", "tau=1"}
         assert all(-1e-9 <= r["mean"] < 1 and r["se"] >= 0 for r in cell["regret"].values())
         excess = cell["regret"]["guarded"]["mean"] - cell["regret"]["grid"]["mean"]
         assert cell["excess"]["mean"] == pytest.approx(excess, abs=1e-12)
@@ -267,3 +267,27 @@ def test_the_paired_test_rejects_a_plain_difference_and_no_identity(coverage: Mo
     sizes, rng = torch.full((4,), 20), torch.Generator().manual_seed(0)
     assert coverage.rejected(coverage.Population(labels, (wrong, right)), sizes, False, 5, rng) == 1.0
     assert coverage.rejected(coverage.Population(labels, (right, right)), sizes, True, 5, rng) == 0.0
+
+
+# two parameters
+
+
+def test_gains_are_those_of_scikit_learn_on_the_same_draws(
+    selection: ModuleType, digits: FeatureSet, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reference and one method's gain at 5 a class, from the drawn validation sets on."""
+    module = load("benchmarks/two_parameters.py")
+    found = printed(module, cache, capsys, draws=2)
+    (cell,) = [cell for cell in found["cells"] if cell["validation"] == 5]
+    assert digits.val is not None
+    rng = torch.Generator().manual_seed(0)
+    vals = [digits.val.subset(selection.draw(digits.val.labels, [5] * 10, rng)) for _ in range(2)]
+    reached = {}
+    for name in ("logit-adjust", "offsets"):
+        family = METHODS[name]().fit(digits.head, Training(digits.counts))
+        reached[name] = np.array([balanced(choose(family, val).head, digits, "test") for val in vals])
+    assert cell["reference"]["mean"] == pytest.approx(reached["logit-adjust"].mean())
+    gain = reached["offsets"] - reached["logit-adjust"]
+    assert cell["gain"]["offsets"]["mean"] == pytest.approx(gain.mean())
+    assert cell["gain"]["offsets"]["se"] == pytest.approx(gain.std(ddof=1) / np.sqrt(2))
+    assert set(found["summary"]["blend"]) == {"5", "20", "long-tailed"}

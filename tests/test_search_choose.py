@@ -14,8 +14,8 @@ from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import Family, Line, Path, Point, Power
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
-from posthoc_lt.search import Constraint, Goal, choose, cross_fit, stratified_folds
-from posthoc_lt.search.choose import BOUNDS, _judge
+from posthoc_lt.search import BOUNDS, Constraint, Goal, choose, cross_fit, stratified_folds
+from posthoc_lt.search.evidence import Judgement, gather
 
 COUNTS = np.array([200, 60, 20, 5])
 LOG_PRIOR = np.log(COUNTS / COUNTS.sum())
@@ -223,7 +223,7 @@ def test_macro_f1_is_chosen_at_its_maximum(kind: type) -> None:
         assert reached >= grid - 1e-9
 
 
-@pytest.mark.parametrize("rule", ["guarded", "nll", "metric"])
+@pytest.mark.parametrize("rule", ["guarded", "nll", "metric", "cross-fit"])
 @pytest.mark.parametrize("kind", [adjustable, normable])
 def test_constraints_are_kept_whatever_the_rule(kind: type, rule: str) -> None:
     groups = {"many": torch.tensor([True, False, False, False])}
@@ -259,12 +259,16 @@ def test_a_constraint_binds_points_and_paths_too() -> None:
         choose(Path((1.0,), (wrong,)), features(x, y), goal)
 
 
+def judged(family: Line | Power, val: Features, goal: Goal) -> Judgement:
+    return gather(family, val, goal, BOUNDS).judge(goal)
+
+
 def test_the_two_ways_to_a_balanced_accuracy_agree() -> None:
     """The interval path and the walk give the same curve and the same standard errors."""
     for seed in range(5):
         x, y, head = problem(seed)
         val, family = features(x, y), adjustable(head)
-        fast, slow = _judge(family, val, Goal(), BOUNDS), _judge(family, val, Goal(subject_to=(FREE,)), BOUNDS)
+        fast, slow = judged(family, val, Goal()), judged(family, val, Goal(subject_to=(FREE,)))
         for knob in np.linspace(0.013, 3.987, 23):
             assert fast.curve.at(knob) == pytest.approx(slow.curve.at(knob), abs=1e-12)
             one, two = fast.error(knob), slow.error(knob)
@@ -280,7 +284,7 @@ def test_the_standard_error_of_macro_f1_is_its_linearisation() -> None:
     """Each sample's influence by finite differences of F1 in its counts, in plain numpy."""
     x, y, head = problem(3, per_class=8)
     family, knob, other = adjustable(head), 0.51, 1.73
-    spread_there = _judge(family, features(x, y), Goal("macro-f1"), BOUNDS)
+    spread_there = judged(family, features(x, y), Goal("macro-f1"))
     here, there = (scores(family, x, t).argmax(axis=1) for t in (knob, other))
 
     def f1(right: np.ndarray, predicted: np.ndarray) -> float:

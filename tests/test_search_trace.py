@@ -17,9 +17,11 @@ from posthoc_lt.head import Head
 from posthoc_lt.search.curve import RESOLUTION
 from posthoc_lt.search.envelope import walk
 from posthoc_lt.search.figures import FIGURES, Constraint
+from posthoc_lt.search.goal import Goal
 from posthoc_lt.search.trace import trace
 
 BOUNDS = (0.0, 4.0)
+WEIGHTS = np.array([1.0, 0.25, 3.0, 0.5, 2.0, 7.0])
 
 
 def scores(family: Line | Power | KeptBias, x: np.ndarray, knob: float) -> np.ndarray:
@@ -47,6 +49,10 @@ def oracle(name: str, y: np.ndarray, predicted: np.ndarray, groups: dict[str, np
         return float(gmean(recalls)) if recalls.min() > 0 else 0.0
     if name == "harmonic-mean":
         return float(hmean(recalls)) if recalls.min() > 0 else 0.0
+    if name == "worst-class":
+        return float(recalls.min())
+    if name == "weighted-accuracy":
+        return float(np.average(recalls, weights=WEIGHTS[present]))
     if name in groups:
         recalls = recalls[groups[name][present]]
     return float(recalls.mean())
@@ -76,7 +82,8 @@ def assert_traced(family: Line | Power | KeptBias, x: np.ndarray, y: np.ndarray,
     if name in groups and not groups[name][np.unique(y)].any():
         return
     made = walk(family, Features(torch.from_numpy(x), torch.from_numpy(y)), BOUNDS)
-    curve = trace(made, FIGURES[name], {key: torch.from_numpy(mask) for key, mask in groups.items()})
+    figure = Goal(name, class_weight=torch.from_numpy(WEIGHTS[:classes])).figure
+    curve = trace(made, figure, {key: torch.from_numpy(mask) for key, mask in groups.items()})
     edges = curve.edges.numpy()
     for low, high, value in zip(edges[:-1], edges[1:], curve.values.tolist(), strict=True):
         if high - low > 2 * RESOLUTION:
@@ -107,7 +114,7 @@ def test_ties_zeros_and_meeting_lines(data: st.DataObject, classes: int, count: 
     identity = Head.without_bias(torch.eye(classes, dtype=torch.float64))
     flat = torch.zeros(classes, classes, dtype=torch.float64)
     family = Power(identity, slope) if power else Line(identity, Head(flat, slope))
-    for name in ("balanced-accuracy", "macro-f1", "g-mean"):
+    for name in ("balanced-accuracy", "macro-f1", "g-mean", "worst-class"):
         assert_traced(family, logits, y, classes, name)
 
 

@@ -56,6 +56,7 @@ RULES: dict[str, Callable[[Family, Features], float]] = {
     "guarded": by_rule("guarded"),
     "nll": by_rule("nll"),
     "metric": by_rule("metric"),
+    "cross-fit": by_rule("cross-fit"),
     "grid": grid,
     "tau=1": lambda family, val: 1.0,
 }

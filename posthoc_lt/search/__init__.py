@@ -1,9 +1,11 @@
 """Choosing a knob on validation data: exact intervals, the step curve they add up to, the rule."""
 
-from posthoc_lt.search.choose import BOUNDS, Choice, choose, misses
-from posthoc_lt.search.crossfit import cross_fit, stratified_folds
+from posthoc_lt.family import BOUNDS
+from posthoc_lt.search.choose import Choice, choose, misses
+from posthoc_lt.search.crossfit import cross_fit
 from posthoc_lt.search.curve import Curve, step_curve
-from posthoc_lt.search.figures import FIGURES, Constraint, value
+from posthoc_lt.search.figures import FIGURES, WEIGHTED, Constraint, value
+from posthoc_lt.search.folds import stratified_folds
 from posthoc_lt.search.goal import RULES, Goal
 from posthoc_lt.search.intervals import Intervals, winning_intervals
 from posthoc_lt.search.pareto import Trade, pareto
@@ -13,6 +15,7 @@ __all__ = [
     "BOUNDS",
     "FIGURES",
     "RULES",
+    "WEIGHTED",
     "Choice",
     "Constraint",
     "Curve",

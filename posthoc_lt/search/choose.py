@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.family import Family, KeptBias, Line, Path, Point, Power
+from posthoc_lt.family import Family, Line, Offsets, Path, Point, Sheet
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
-from posthoc_lt.search.curve import TIE, Curve, step_curve
-from posthoc_lt.search.envelope import walk
-from posthoc_lt.search.figures import FIGURES, value
+from posthoc_lt.search.curve import TIE, Curve
+from posthoc_lt.search.evidence import Evidence, gather
+from posthoc_lt.search.figures import value
+from posthoc_lt.search.folds import vote
 from posthoc_lt.search.goal import GUARD, Goal
-from posthoc_lt.search.intervals import winning_intervals
 from posthoc_lt.search.likelihood import fit_knob
+from posthoc_lt.search.offsets import learn_offsets
 from posthoc_lt.search.path import Profile, pick, predict, profile_path
-from posthoc_lt.search.trace import spread, trace
+from posthoc_lt.search.sheet import costs
 
-BOUNDS = (0.0, 4.0)
-_SUMS_OF_SAMPLES = ("balanced-accuracy", "accuracy")
+_LEVEL = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,27 +35,23 @@ class Choice:
         head: the head at it.
         decided_by: ``none`` (nothing to choose), ``given``, ``metric``, ``likelihood``, ``guard``
             where the likelihood's choice lay outside what the metric, or a constraint, supports,
-            ``label-free``, or ``untuned``.
+            ``cross-fit``, ``label-free``, or ``untuned``.
         plateau: the stretch of the knob around it on which the validation metric does not change.
+        interval: the 95% confidence set of the knob that is best for the population, from its lowest to its
+            highest value: all t that the paired test does not tell from the best, F(t) ≥ F* − 1.96·SE(t).
         best: the maximum of the validation metric (under the constraints), and where it is reached.
         curve: the exact validation metric at every knob value.
+        outer: the value of the outer knob by name, where the family has one; there is then no interval.
     """
 
     knob: float | None
     head: Head
     decided_by: str
     plateau: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
     best: tuple[float, tuple[float, float]] | None = None
     curve: Curve | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Judgement:
-    """The metric in every cell, its standard error against any one cell, and by how much the constraints are met."""
-
-    curve: Curve
-    error: Callable[[float], Tensor]
-    slack: Tensor
+    outer: Mapping[str, float] = field(default_factory=dict)
 
 
 def choose(
@@ -62,7 +59,7 @@ def choose(
     val: Features,
     goal: Goal | None = None,
     *,
-    bounds: tuple[float, float] = BOUNDS,
+    bounds: tuple[float, float] | None = None,
     strict: bool = True,
 ) -> Choice:
     """Choose the knob of a family on validation features.
@@ -70,13 +67,16 @@ def choose(
     Rules: ``metric`` takes the middle of the widest plateau on which F, the exact validation metric,
     is largest. ``nll`` takes the likelihood's knob (`likelihood.fit_knob`). ``guarded`` takes the knob
     nearest to the likelihood's inside {t : F(t) ≥ F* − 2·SE(t)}, SE² = Σ wᵢ²(1[right at t] − 1[right at t*])²
-    (linearised for metrics that are no sums over samples). All stay within the constraints.
+    (linearised for metrics that are no sums over samples). ``cross-fit`` takes the median of the knobs that
+    are best on 20 random halves of the samples (`folds.vote`). All stay within the constraints.
+    The line of a `Sheet`, and the offsets of an `Offsets`, are the likelihood's under every rule; only ``metric``
+    takes the line on which F reaches most.
 
     Args:
         family: what a method was fitted to.
         val: labelled features that the network was not trained on.
         goal: the metric, the rule and the constraints.
-        bounds: the range that a continuous knob is searched in.
+        bounds: the range that a continuous knob is searched in; the family's own by default.
         strict: whether constraints that no knob meets are an error; else the least violation is taken.
 
     Raises:
@@ -84,44 +84,46 @@ def choose(
     """
     goal = goal or Goal()
     _check(val, bounds)
+    if isinstance(family, Sheet):
+        return _choose_on_sheet(family, val, goal, bounds, strict)
+    if isinstance(family, Offsets):
+        learned = learn_offsets(family, val, goal.weights(val.labels), bounds)
+        # What is true of t along a line is no confidence set where the line was chosen on the same samples.
+        return replace(choose(learned, val, goal, bounds=bounds, strict=strict), interval=None)
     if isinstance(family, Point):
         return _choose_point(family, val, goal, strict)
     if isinstance(family, Path):
         return _choose_on_path(family, val, goal, strict)
-    judged = _judge(family, val, goal, bounds)
+    bounds = bounds or family.bounds
+    evidence = gather(family, val, goal, bounds)
+    judged = evidence.judge(goal)
     curve, inside = judged.curve, _inside(judged.slack, goal, strict)
     best, (low, high) = curve.maximum(inside)
     optimum = curve.nearest((low + high) / 2, inside & (curve.values >= best - TIE))
+    error = judged.error(optimum)
     if goal.rule == "metric":
         knob, decided_by = optimum, "metric"
+    elif goal.rule == "cross-fit":
+        knob, decided_by = curve.nearest(_vote(evidence, goal), inside), "cross-fit"
     else:
         supported = inside
         if goal.rule == "guarded":
-            supported = inside & (curve.values >= best - GUARD * judged.error(optimum) - TIE)
-        likely = min(max(fit_knob(family, val, goal.weights(val.labels)).knob, bounds[0]), bounds[1])
+            supported = inside & (curve.values >= best - GUARD * error - TIE)
+        likely = fit_knob(family, val, goal.weights(val.labels), bounds).knob
         knob = curve.nearest(likely, supported)
         decided_by = "likelihood" if supported[curve.cell(likely)] else "guard"
-    return Choice(knob, family.at(knob), decided_by, curve.plateau(knob), (best, (low, high)), curve)
+    interval = curve.hull(inside & (curve.values >= best - _LEVEL * error - TIE))
+    return Choice(knob, family.at(knob), decided_by, curve.plateau(knob), interval, (best, (low, high)), curve)
 
 
-def _judge(family: Line | Power | KeptBias, val: Features, goal: Goal, bounds: tuple[float, float]) -> _Judgement:
-    """Intervals where the metric is a sum over samples, which takes one pass less time; else the full walk."""
-    if goal.metric in _SUMS_OF_SAMPLES and not goal.subject_to and not isinstance(family, KeptBias):
-        intervals, weights = winning_intervals(family, val), goal.weights(val.labels)
-        curve = step_curve(intervals, weights, bounds)
+def _vote(evidence: Evidence, goal: Goal) -> float:
+    def best(kept: Tensor) -> float:
+        own = goal.on(evidence.labels[kept])
+        judged = evidence.subset(kept).judge(own)
+        low, high = judged.curve.maximum(_inside(judged.slack, own, strict=False))[1]
+        return (low + high) / 2
 
-        def by_intervals(knob: float) -> Tensor:
-            squares, right = weights.square(), intervals.right(knob)
-            flips = step_curve(intervals, torch.where(right, -squares, squares), bounds).values
-            return (flips + squares[right].sum()).clamp(min=0.0).sqrt()
-
-        return _Judgement(curve, by_intervals, torch.zeros_like(curve.values))
-    walked = walk(family, val, bounds)
-    curve = trace(walked, goal.figure, goal.groups)
-    slack = torch.zeros_like(curve.values)
-    for constraint in goal.subject_to:
-        slack = torch.minimum(slack, trace(walked, FIGURES[constraint.figure], goal.groups).values - constraint.floor)
-    return _Judgement(curve, lambda knob: spread(walked, goal.figure, knob, goal.groups), slack)
+    return vote(evidence.labels, best, goal.seed)
 
 
 def _choose_point(point: Point, val: Features, goal: Goal, strict: bool) -> Choice:
@@ -131,10 +133,29 @@ def _choose_point(point: Point, val: Features, goal: Goal, strict: bool) -> Choi
     return Choice(None, point.head, "none")
 
 
+def _choose_on_sheet(
+    sheet: Sheet, val: Features, goal: Goal, bounds: tuple[float, float] | None, strict: bool
+) -> Choice:
+    """The line first, by the rule's own measure among those that meet the constraints, then the knob along it."""
+
+    def chosen(line: Line, strict: bool) -> Choice:
+        return choose(line, val, goal, bounds=bounds, strict=strict)
+
+    short, cost = [0.0] * len(sheet.lines), []
+    if goal.rule == "metric" or goal.subject_to:
+        made = [chosen(line, strict=False) for line in sheet.lines]
+        short = [misses(goal, val.labels, predict(each.head, val), each.head.classes) for each in made]
+        cost = [-each.best[0] for each in made if each.best is not None]
+    if goal.rule != "metric":
+        cost = costs(sheet, val, goal.weights(val.labels), bounds)
+    index = min(range(len(cost)), key=lambda k: (short[k], cost[k]))
+    return replace(chosen(sheet.lines[index], strict), interval=None, outer={sheet.name: sheet.values[index]})
+
+
 def _choose_on_path(path: Path, val: Features, goal: Goal, strict: bool) -> Choice:
     profile = profile_path(path, val)
     inside = _inside(_slack(profile.predicted, val.labels, profile.classes, goal), goal, strict)
-    index, best, decided_by = pick(profile, val.labels, goal, inside)
+    index, best, decided_by = _pick(profile, val.labels, goal, inside)
     reached = value(goal.figure, val.labels, profile.predicted[best], profile.classes, goal.groups)
     top = path.knobs[best]
     return Choice(path.knobs[index], path.heads[index], decided_by, best=(reached, (top, top)))
@@ -143,7 +164,22 @@ def _choose_on_path(path: Path, val: Features, goal: Goal, strict: bool) -> Choi
 def choose_index(profile: Profile, labels: Tensor, goal: Goal) -> int:
     """The head of a profiled path that `choose` would take, the least violation where no head meets the constraints."""
     inside = _inside(_slack(profile.predicted, labels, profile.classes, goal), goal, strict=False)
-    return pick(profile, labels, goal, inside)[0]
+    return _pick(profile, labels, goal, inside)[0]
+
+
+def _pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple[int, int, str]:
+    """As `path.pick`, with the rule that has halves of the samples vote."""
+    if goal.rule != "cross-fit":
+        return pick(profile, labels, goal, inside)
+
+    def best(kept: Tensor) -> float:
+        own, part = replace(goal.on(labels[kept]), rule="metric"), profile.subset(kept)
+        within = _inside(_slack(part.predicted, labels[kept], part.classes, own), own, strict=False)
+        return pick(part, labels[kept], own, within)[0]
+
+    chosen, able = vote(labels, best, goal.seed), inside.nonzero().flatten()
+    top = pick(profile, labels, replace(goal, rule="metric"), inside)[1]
+    return int(able[(able - chosen).abs().argmin()]), top, "cross-fit"
 
 
 def misses(goal: Goal, labels: Tensor, predicted: Tensor, classes: int) -> float:
@@ -156,7 +192,7 @@ def _slack(predicted: Tensor, labels: Tensor, classes: int, goal: Goal) -> Tenso
     """By how much each row of predictions (K, N) clears the constraints; at most 0."""
     slack = torch.zeros(len(predicted), dtype=torch.float64)
     for constraint in goal.subject_to:
-        figure = FIGURES[constraint.figure]
+        figure = goal.named(constraint.figure)
         figures = [value(figure, labels, row, classes, goal.groups) for row in predicted]
         slack = torch.minimum(slack, torch.tensor(figures, dtype=torch.float64) - constraint.floor)
     return slack
@@ -177,10 +213,10 @@ def _inside(slack: Tensor, goal: Goal, strict: bool) -> Tensor:
     return slack >= slack.max() - TIE
 
 
-def _check(val: Features, bounds: tuple[float, float]) -> None:
+def _check(val: Features, bounds: tuple[float, float] | None) -> None:
     if not len(val):
         raise PosthocError("no validation sample", "at least one", "extract again with a val/ folder that holds images")
-    if not bounds[0] < bounds[1]:
+    if bounds is not None and not bounds[0] < bounds[1]:
         raise PosthocError(
             f"a search from {bounds[0]:g} to {bounds[1]:g}", "a lower bound below the upper", "give bounds=(0, 4)"
         )

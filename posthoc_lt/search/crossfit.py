@@ -8,36 +8,18 @@ from torch import Tensor
 from posthoc_lt.family import Family, Path
 from posthoc_lt.features import Features
 from posthoc_lt.search.choose import choose, choose_index
+from posthoc_lt.search.folds import FOLDS, stratified_folds
 from posthoc_lt.search.goal import Goal
 from posthoc_lt.search.path import predict, profile_path
-
-FOLDS = 5
-
-
-def stratified_folds(labels: Tensor, folds: int = FOLDS, seed: int = 0) -> Tensor:
-    """A fold (N,) for every sample, each class dealt out over the folds as evenly as it goes.
-
-    Dealing continues from class to class where the last one stopped, so that classes smaller than
-    the number of folds do not all land in the first.
-
-    >>> stratified_folds(torch.tensor([0, 0, 1, 1]), folds=2).bincount()
-    tensor([2, 2])
-    """
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(labels), generator=generator)
-    order = shuffled[labels[shuffled].argsort(stable=True)]
-    fold = torch.empty_like(labels)
-    fold[order] = torch.arange(len(labels)) % folds
-    return fold
 
 
 def cross_fit(family: Family, val: Features, goal: Goal | None = None, *, folds: int = FOLDS, seed: int = 0) -> Tensor:
     """The predictions (N,) on validation samples, each under a knob chosen on the other folds.
 
-    The heads of a family do not depend on validation data, only the choice of the knob does, so this
-    judges method and rule together, without the optimism of judging on the samples chosen on. A single
-    sample has no other fold and is judged by the choice made on itself. Where a fold's others hold no
-    sample of a group that the goal names, the choice for that fold does without that part of the goal.
+    The heads of a family do not depend on validation data, only the choice among them does (that of offsets, which
+    are learned anew, included), so this judges method and rule together, without the optimism of judging on the
+    samples chosen on. A single sample has no other fold and is judged by the choice made on itself. Where a fold's
+    others hold no sample of a group that the goal names, the choice for that fold does without that part of the goal.
     """
     goal = goal or Goal()
     fold = stratified_folds(val.labels, folds, seed)

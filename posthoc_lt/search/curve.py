@@ -63,6 +63,11 @@ class Curve:
         )
         return float(best), (low, high)
 
+    def hull(self, allowed: Tensor) -> tuple[float, float]:
+        """From the lowest to the highest knob value of the cells `allowed` (M,)."""
+        cells = allowed.nonzero().flatten().tolist()
+        return float(self.edges[cells[0]]), float(self.edges[cells[-1] + 1])
+
     def nearest(self, knob: float, allowed: Tensor) -> float:
         """The point nearest to t = `knob` inside the cells `allowed` (M,), off every edge.
 

@@ -40,6 +40,20 @@ class Walk:
     classes: int
     bounds: tuple[float, float]
 
+    def subset(self, kept: Tensor) -> Walk:
+        """The walk of the samples that a mask (N,) keeps."""
+        place, stays = kept.cumsum(dim=0) - 1, kept[self.sample]
+        return Walk(
+            self.labels[kept],
+            self.first[kept],
+            place[self.sample[stays]],
+            self.before[stays],
+            self.after[stays],
+            self.time[stays],
+            self.classes,
+            self.bounds,
+        )
+
 
 def walk(family: Family, features: Features, bounds: tuple[float, float]) -> Walk:
     """One pass over the features follows every sample's argmax from the lower bound to the upper.

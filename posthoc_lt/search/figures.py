@@ -19,21 +19,30 @@ Terms = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From right, actual and predicted counts (…) to the terms (…, K) of a class that has samples."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figure:
-    """A figure ``finish(Σ_c terms(right_c, actual_c, predicted_c) / Σ_c 1)`` over classes with samples.
+    """A figure ``finish(Σ_c v_c·terms(right_c, actual_c, predicted_c) / Σ_c v_c)`` over classes with samples.
 
     Args:
         terms: a class's K terms.
         finish: from the K means (…, K) to the figure (…).
         group: ``many``, ``medium`` or ``few`` where only those classes count.
         weigh: whether a class counts by its samples (as in plain accuracy) instead of once.
+        weight: (C,) how much each class counts, where that is given; v is 1 by default.
+        least: whether the least of the classes' terms takes the place of their mean.
     """
 
     terms: Terms
     finish: Callable[[Tensor], Tensor] = lambda means: means[..., 0]
     group: str | None = None
     weigh: bool = False
+    weight: Tensor | None = None
+    least: bool = False
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it is a sum over samples, each of a fixed worth where it is right."""
+        return self.terms is _recall and not self.least
 
 
 def _recall(right: Tensor, actual: Tensor, predicted: Tensor) -> Tensor:
@@ -59,16 +68,22 @@ def _unless_zero(finish: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
     return lambda means: torch.where(means[..., 0] > 1e-9, 0.0, finish(means[..., 1]))
 
 
+WEIGHTED = "weighted-accuracy"
+"""The figure whose class weights a `Goal` brings along."""
+
 FIGURES: dict[str, Figure] = {
     "balanced-accuracy": Figure(_recall),
     "accuracy": Figure(_recall, weigh=True),
+    WEIGHTED: Figure(_recall),
     "macro-f1": Figure(_f1),
     "g-mean": Figure(_zeros_and(torch.log), _unless_zero(torch.exp)),
     "harmonic-mean": Figure(_zeros_and(torch.reciprocal), _unless_zero(torch.reciprocal)),
+    "worst-class": Figure(_recall, least=True),
     **{group: Figure(_recall, group=group) for group in GROUPS},
 }
-"""By name: the mean recall (balanced accuracy), plain accuracy, the mean F1, the geometric and the harmonic mean of
-recalls (0 as soon as one class is never right), and the mean recall within a group of classes."""
+"""By name: the mean recall (balanced accuracy), plain accuracy, the mean recall under given class weights, the mean F1,
+the geometric and the harmonic mean of recalls (0 as soon as one class is never right), the least recall, and the mean
+recall within a group of classes."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,8 @@ def class_weight(figure: Figure, actual: Tensor, groups: Groups) -> Tensor:
     """What a class's terms weigh, (C,) float64, summing to 1 over classes with samples.
 
     Raises:
-        PosthocError: the figure is that of a group that has no sample, or groups are not known.
+        PosthocError: the figure is that of a group that has no sample, groups are not known, or no class that
+            has a sample weighs anything.
     """
     members = actual > 0
     if figure.group is not None:
@@ -118,12 +134,44 @@ def class_weight(figure: Figure, actual: Tensor, groups: Groups) -> Tensor:
             )
         members = members & groups[figure.group]
     weight = members.double() * (actual if figure.weigh else 1)
+    if figure.weight is not None:
+        weight = weight * figure.weight
+    if not bool(weight.any()):
+        raise PosthocError(
+            "class weights that are 0 for every class with a validation sample",
+            "a weight above 0 for one of them",
+            "correct --class-weight",
+        )
     return weight / weight.sum()
+
+
+def sample_weight(figure: Figure, labels: Tensor, classes: int, groups: Groups = None) -> Tensor:
+    """What each sample (N,) adds to a figure that `is_sum` where it is right."""
+    actual = torch.bincount(labels, minlength=classes)
+    return (class_weight(figure, actual, groups) / actual.clamp(min=1))[labels]
 
 
 def value(figure: Figure, labels: Tensor, predicted: Tensor, classes: int, groups: Groups = None) -> float:
     """The figure of some predictions (N,)."""
     return float(_at(figure, *_counts(labels, predicted, classes), groups))
+
+
+def paired_error(
+    figure: Figure, labels: Tensor, predicted: Tensor, reference: Tensor, classes: int, groups: Groups = None
+) -> Tensor:
+    """The standard error (K,) of the figure of each row of predictions (K, N) minus that of `reference` (N,).
+
+    SE² = Σ (vᵢ − vᵢ*)² over samples, v the `influence` of a sample. The least of the classes answers to one class
+    alone, and which one it is may change: its SE is that of the class whose recall moved most surely, an upper bound,
+    max_c √m_c/n_c with m_c samples of class c right in one and wrong in the other.
+    """
+    if not figure.least:
+        weigh = influence(figure, labels, reference, classes, groups)
+        return (weigh.of(labels, predicted) - weigh.of(labels, reference)).square().sum(dim=1).sqrt()
+    actual = torch.bincount(labels, minlength=classes)
+    flipped = ((predicted == labels) != (reference == labels)).double()
+    moved = torch.zeros(len(predicted), classes, dtype=torch.float64).index_add_(1, labels, flipped)
+    return (moved.sqrt() / actual)[:, class_weight(figure, actual, groups) > 0].amax(dim=1)
 
 
 def influence(figure: Figure, labels: Tensor, predicted: Tensor, classes: int, groups: Groups = None) -> Influence:
@@ -154,8 +202,10 @@ def _counts(labels: Tensor, predicted: Tensor, classes: int) -> tuple[Tensor, Te
 
 
 def _at(figure: Figure, right: Tensor, actual: Tensor, predicted: Tensor, groups: Groups) -> Tensor:
-    weight = class_weight(figure, actual, groups)
-    return figure.finish((class_terms(figure, right, actual, predicted) * weight[:, None]).sum(dim=0))
+    weight, terms = class_weight(figure, actual, groups), class_terms(figure, right, actual, predicted)
+    if figure.least:
+        return figure.finish(terms[weight > 0].amin(dim=0))
+    return figure.finish((terms * weight[:, None]).sum(dim=0))
 
 
 def class_terms(figure: Figure, right: Tensor, actual: Tensor, predicted: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError, listed, show
-from posthoc_lt.search.figures import FIGURES, Constraint, Figure, Groups
+from posthoc_lt.search.figures import FIGURES, WEIGHTED, Constraint, Figure, Groups, sample_weight
 
-RULES = ("guarded", "nll", "metric")
+RULES = ("guarded", "nll", "metric", "cross-fit")
 
 GUARD = 2.0
 """How many standard errors below its maximum the metric may lie where the likelihood chooses.
@@ -26,18 +26,22 @@ class Goal:
 
     Args:
         metric: one of `FIGURES`.
-        rule: ``guarded``, ``nll`` or ``metric``; see `choose`.
+        rule: ``guarded``, ``nll``, ``metric`` or ``cross-fit``; see `choose`.
         subject_to: figures that must not fall below their floors.
         groups: class masks, for figures of a group.
+        class_weight: (C,) numbers >= 0, how much each class counts in ``weighted-accuracy``.
+        seed: of the halves that ``cross-fit`` chooses on.
 
     Raises:
-        PosthocError: an unknown metric or rule.
+        PosthocError: an unknown metric or rule, or a weighted accuracy without weights.
     """
 
     metric: str = "balanced-accuracy"
     rule: str = "guarded"
     subject_to: tuple[Constraint, ...] = ()
     groups: Groups = None
+    class_weight: Tensor | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.metric not in FIGURES:
@@ -49,21 +53,46 @@ class Goal:
                 f"selection rule {show(self.rule)!r}", f"one of {listed(RULES)}", "give --select guarded"
             )
 
+        if self.class_weight is None:
+            if self.weighted:
+                raise PosthocError(
+                    f"{WEIGHTED} without class weights",
+                    "how much each class counts, one number >= 0 a class",
+                    "give --class-weight FILE, or class_weight=[...] in Python",
+                )
+        elif not bool((self.class_weight.isfinite() & (self.class_weight >= 0)).all() and self.class_weight.any()):
+            raise PosthocError(
+                f"class weights {listed(f'{each:g}' for each in self.class_weight.tolist())}",
+                "numbers >= 0, one a class, not all 0",
+                "correct --class-weight",
+            )
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the metric or a constraint takes class weights."""
+        return WEIGHTED in (self.metric, *(each.figure for each in self.subject_to))
+
     @property
     def figure(self) -> Figure:
         """The figure that is made large."""
-        return FIGURES[self.metric]
+        return self.named(self.metric)
+
+    def named(self, name: str) -> Figure:
+        """A figure by its name, with the goal's class weights where it takes them."""
+        return replace(FIGURES[name], weight=self.class_weight) if name == WEIGHTED else FIGURES[name]
 
     def on(self, labels: Tensor) -> Goal:
         """The goal as far as these samples carry it: without a sample of a group, its figure says nothing.
 
-        Such a group's constraints are dropped, and as the metric balanced accuracy stands in for it.
+        Such a group's constraints are dropped, and as the metric balanced accuracy stands in for it; so it does where
+        no class that has a sample weighs anything.
         """
         present = torch.bincount(labels) > 0
 
         def carried(name: str) -> bool:
-            group = FIGURES[name].group
-            return group is None or self.groups is None or bool(self.groups[group][: len(present)][present].any())
+            figure = self.named(name)
+            counting = figure.weight if figure.group is None or self.groups is None else self.groups[figure.group]
+            return counting is None or bool(counting[: len(present)][present].any())
 
         return replace(
             self,
@@ -72,8 +101,12 @@ class Goal:
         )
 
     def weights(self, labels: Tensor) -> Tensor:
-        """Sample weights (N,) of the likelihood, summing to 1: alike for plain accuracy, else class-balanced."""
-        if self.metric == "accuracy":
-            return torch.full((len(labels),), 1.0 / len(labels), dtype=torch.float64)
-        counts = torch.bincount(labels)
-        return 1.0 / (counts[labels].double() * (counts > 0).sum())
+        """Sample weights (N,) of the likelihood, summing to 1.
+
+        Alike for plain accuracy, by class for the weighted one, else class-balanced: the likelihood of one group
+        alone would have the others unlearned.
+        """
+        own = self.metric in ("accuracy", WEIGHTED)
+        figure = self.figure if own else FIGURES["balanced-accuracy"]
+        classes = int(labels.max()) + 1 if figure.weight is None else len(figure.weight)
+        return sample_weight(figure, labels, classes)

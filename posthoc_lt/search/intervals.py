@@ -23,6 +23,10 @@ class Intervals:
     low: Tensor
     high: Tensor
 
+    def subset(self, kept: Tensor) -> Intervals:
+        """Those of the samples that a mask (N,) keeps."""
+        return Intervals(self.low[kept], self.high[kept])
+
     def right(self, knob: float) -> Tensor:
         """Which samples are right at t = `knob`, shape (N,), bool."""
         return (self.low < knob) & (knob < self.high)

@@ -11,7 +11,7 @@ from posthoc_lt.family import Path
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.search.curve import TIE
-from posthoc_lt.search.figures import influence, value
+from posthoc_lt.search.figures import paired_error, value
 from posthoc_lt.search.goal import GUARD, Goal
 from posthoc_lt.search.likelihood import LOG_SCALE_PRIOR
 
@@ -71,9 +71,9 @@ def pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple[
     likely = _likeliest(profile, goal.weights(labels))
     supported = inside
     if goal.rule == "guarded":
-        weigh = influence(goal.figure, labels, profile.predicted[best], profile.classes, goal.groups)
-        moved = weigh.of(labels, profile.predicted) - weigh.of(labels, profile.predicted[best])
-        supported = inside & (values >= values[best] - GUARD * moved.square().sum(dim=1).sqrt() - TIE)
+        reference = profile.predicted[best]
+        error = paired_error(goal.figure, labels, profile.predicted, reference, profile.classes, goal.groups)
+        supported = inside & (values >= values[best] - GUARD * error - TIE)
     if supported[likely]:
         return likely, best, "likelihood"
     near = supported.nonzero().flatten()

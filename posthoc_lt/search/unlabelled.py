@@ -24,7 +24,7 @@ def match_prior(
     Args:
         family: a family with a continuous knob.
         features: N samples from the target; labels are not read.
-        target: (C,) class frequencies, summing to 1.
+        target: (C,) class frequencies, summing to 1; 0 for classes that take no part.
         bounds: the range of t.
     """
     scores, classes = class_scores(family)
@@ -34,7 +34,8 @@ def match_prior(
         for _, x in features.chunks(8 * classes):
             logits = scores(x)(torch.tensor(knob, dtype=torch.float64, device=x.device))
             total += torch.softmax(logits, dim=1).sum(dim=0).cpu()
-        return float((target * (target.log() - (total / len(features)).log())).sum())
+        mean = total / len(features)
+        return float((torch.xlogy(target, target) - torch.xlogy(target, mean)).sum())
 
     grid = torch.linspace(*bounds, 33, dtype=torch.float64).tolist()
     start = min(range(len(grid)), key=lambda index: divergence(grid[index]))

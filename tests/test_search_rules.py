@@ -1,0 +1,252 @@
+"""Worst class, class weights, the vote of halves and the confidence set of the best knob, against slow restatements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from posthoc_lt.errors import PosthocError
+from posthoc_lt.family import KeptBias, Line, Path, Power
+from posthoc_lt.features import Features
+from posthoc_lt.head import Head
+from posthoc_lt.search import BOUNDS, Constraint, Goal, choose, stratified_folds, value
+from posthoc_lt.search.evidence import gather
+from posthoc_lt.search.figures import FIGURES, paired_error
+from posthoc_lt.search.folds import vote
+from posthoc_lt.search.least import least_of_stretches
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+LOG_PRIOR = np.log(np.array([200, 60, 20, 5]) / 285)
+WEIGHTS = np.array([1.0, 0.0, 2.0, 5.0])
+GRID = np.linspace(0.0131, 3.9869, 211)
+
+
+def problem(seed: int, per_class: int = 6) -> tuple[Floats, Ints, Head]:
+    """Noisy class means, and a head that leans to the frequent classes."""
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(4, 5))
+    y = np.repeat(np.arange(4), per_class)
+    x = means[y] + rng.normal(size=(len(y), 5))
+    weight = means * np.array([1.5, 1.2, 1.0, 0.8])[:, None]
+    return x, y, Head(torch.from_numpy(weight), torch.from_numpy(LOG_PRIOR))
+
+
+def adjustable(head: Head) -> Line:
+    return Line(head, Head(torch.zeros_like(head.weight), torch.from_numpy(-LOG_PRIOR)))
+
+
+def normable(head: Head) -> Power:
+    return Power(Head.without_bias(head.weight), head.weight.norm(dim=1).log())
+
+
+def keeping(head: Head) -> KeptBias:
+    return KeptBias(head, head.weight.norm(dim=1).log())
+
+
+def features(x: Floats, y: Ints) -> Features:
+    return Features(torch.from_numpy(x), torch.from_numpy(y))
+
+
+def predictions(family: Line | Power | KeptBias, x: Floats, knob: float) -> Ints:
+    if isinstance(family, Line):
+        scores = x @ family.origin.weight.numpy().T + LOG_PRIOR - knob * LOG_PRIOR
+    else:
+        scores = x @ family.head.weight.numpy().T * np.exp(-knob * family.log_scale.numpy())
+        scores = scores + (family.head.bias.numpy() if isinstance(family, KeptBias) else 0)
+    found: Ints = scores.argmax(axis=1)
+    return found
+
+
+def recalls(predicted: Ints, y: Ints) -> Floats:
+    return np.array([(predicted[y == c] == c).mean() for c in range(4)])
+
+
+KINDS: list[Callable[[Head], Line | Power | KeptBias]] = [adjustable, normable, keeping]
+
+
+@pytest.mark.parametrize("rule", ["metric", "cross-fit", "guarded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_worst_class_and_weighted_accuracy_are_maximised_exactly(
+    kind: Callable[[Head], Line | Power | KeptBias], rule: str
+) -> None:
+    figures: dict[str, Callable[[Floats], float]] = {
+        "worst-class": lambda r: float(r.min()),
+        "weighted-accuracy": lambda r: float(np.average(r, weights=WEIGHTS)),
+    }
+    for name, figure in figures.items():
+        x, y, head = problem(3)
+        family = kind(head)
+        choice = choose(family, features(x, y), Goal(name, rule, class_weight=torch.from_numpy(WEIGHTS)))
+        assert choice.best is not None
+        assert choice.knob is not None
+        assert choice.curve is not None
+        at = [figure(recalls(predictions(family, x, t), y)) for t in (choice.knob, sum(choice.best[1]) / 2)]
+        assert choice.curve.at(choice.knob) == pytest.approx(at[0], abs=1e-12)
+        assert choice.best[0] == pytest.approx(at[1], abs=1e-12)
+        assert choice.best[0] >= max(figure(recalls(predictions(family, x, t), y)) for t in GRID) - 1e-12
+
+
+def test_the_error_of_the_worst_class_is_that_of_the_class_moved_most() -> None:
+    x, y, head = problem(5)
+    y[:4] = 3  # classes of different sizes
+    family, knob, goal = keeping(head), 0.41, Goal("worst-class")
+    size = np.bincount(y)
+    judged = gather(family, features(x, y), goal, BOUNDS).judge(goal)
+    found, here = judged.error(knob), predictions(family, x, knob) == y
+    rows = [predictions(family, x, t) for t in GRID[::20]]
+    wanted = [
+        max(np.sqrt(((row == y) != here)[y == c].sum()) / size[c] for c in range(4))  # of a class
+        for row in rows
+    ]
+    assert max(wanted) > 0
+    assert [float(found[judged.curve.cell(t)]) for t in GRID[::20]] == pytest.approx(wanted)
+    reference = torch.from_numpy(predictions(family, x, knob))
+    stacked = paired_error(
+        FIGURES["worst-class"], torch.from_numpy(y), torch.from_numpy(np.stack(rows)), reference, classes=4
+    )
+    assert stacked.tolist() == pytest.approx(wanted)
+
+
+def test_a_class_without_a_sample_is_never_the_worst() -> None:
+    labels, predicted = torch.tensor([0, 0, 2]), torch.tensor([0, 1, 2])
+    assert value(FIGURES["worst-class"], labels, predicted, 4) == 0.5
+    weighted = Goal("weighted-accuracy", class_weight=torch.tensor([1.0, 9.0, 3.0, 9.0]).double()).figure
+    assert value(weighted, labels, predicted, 4) == pytest.approx((0.5 + 3) / 4)
+
+
+stretches = st.tuples(st.integers(0, 19), st.integers(1, 20), st.integers(-9, 9)).filter(lambda s: s[0] < s[1])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(stretches, max_size=12))
+def test_the_least_of_stretches_is_that_of_every_cell(given_stretches: list[tuple[int, int, int]]) -> None:
+    first, last, values = (torch.tensor([each[k] for each in given_stretches], dtype=torch.int64) for k in range(3))
+    wanted = [min((v for a, b, v in given_stretches if a <= cell < b), default=np.inf) for cell in range(20)]
+    assert least_of_stretches(first, last, values.double(), 20).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Goal("weighted-accuracy"), "without class weights"),
+        (lambda: Goal(subject_to=(Constraint("weighted-accuracy", 0.5),)), "without class weights"),
+        (lambda: Goal("weighted-accuracy", class_weight=torch.tensor([1.0, -1.0])), "class weights 1, -1"),
+        (lambda: Goal("weighted-accuracy", class_weight=torch.zeros(2)), "class weights 0, 0"),
+        (lambda: Goal("weighted-accuracy", class_weight=torch.tensor([1.0, torch.nan])), "nan"),
+        (
+            lambda: choose(
+                adjustable(problem(0)[2]),
+                features(np.zeros((2, 5)), np.array([0, 0])),
+                Goal("weighted-accuracy", class_weight=torch.tensor([0.0, 1.0, 1.0, 1.0])),
+            ),
+            "0 for every class with a validation sample",
+        ),
+    ],
+)
+def test_weights_that_weigh_nothing_are_refused(make: Callable[[], object], named: str) -> None:
+    with pytest.raises(PosthocError, match=named):
+        make()
+
+
+def halves(y: Ints, seed: int = 0) -> list[NDArray[np.bool_]]:
+    folds = [stratified_folds(torch.from_numpy(y), 2, 10 * seed + repeat).numpy() for repeat in range(10)]
+    return [fold == half for fold in folds for half in range(2)]
+
+
+@pytest.mark.parametrize("metric", ["balanced-accuracy", "macro-f1"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cross_fit_is_the_median_of_what_halves_choose(
+    kind: Callable[[Head], Line | Power | KeptBias], metric: str
+) -> None:
+    x, y, head = problem(1, per_class=8)
+    family, votes = kind(head), []
+    for half in halves(y, seed=3):
+        best = choose(family, features(x[half], y[half]), Goal(metric, "metric")).best
+        assert best is not None
+        votes.append(sum(best[1]) / 2)
+    choice = choose(family, features(x, y), Goal(metric, "cross-fit", seed=3))
+    assert choice.decided_by == "cross-fit"
+    assert choice.knob == pytest.approx(sorted(votes)[9], abs=0.011)  # a point is moved off an edge by up to 0.01
+    assert len(set(votes)) > 1
+
+
+def test_cross_fit_votes_on_a_path_too_and_within_constraints() -> None:
+    x, y, head = problem(2, per_class=9)
+    rng = np.random.default_rng(0)
+    noisy = [head.weight + torch.from_numpy(rng.normal(size=(4, 5))) * size for size in (0.5, 0.4, 0.2, 0.0)]
+    path = Path((1.0, 0.1, 0.01, 0.001), tuple(Head(weight, 0 * head.bias) for weight in noisy))
+    right = np.stack([(x @ weight.numpy().T).argmax(axis=1) == y for weight in noisy])
+    balanced = [[np.mean([row[half & (y == c)].mean() for c in range(4)]) for row in right] for half in halves(y)]
+    votes = sorted(int(np.argmax(np.round(each, 12))) for each in balanced)
+    assert votes[0] < votes[-1]
+    assert choose(path, features(x, y), Goal(rule="cross-fit")).knob == path.knobs[votes[9]]
+    floors = {float(row[y == 0].mean()) for row in right}
+    groups = {"many": torch.tensor([True, False, False, False])}
+    held = choose(
+        path, features(x, y), Goal("balanced-accuracy", "cross-fit", (Constraint("many", max(floors)),), groups)
+    )
+    assert held.knob is not None
+    assert right[path.knobs.index(held.knob)][y == 0].mean() == max(floors)
+
+
+def test_a_vote_is_the_lower_middle_one_and_holds_with_a_single_sample() -> None:
+    counted: list[int] = []
+
+    def ascending(kept: torch.Tensor) -> float:
+        counted.append(int(kept.sum()))
+        return float(len(counted))
+
+    assert vote(torch.zeros(5, dtype=torch.int64), ascending) == 10
+    assert counted == [3, 2] * 10
+    assert vote(torch.zeros(1, dtype=torch.int64), lambda kept: float(kept.sum())) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_confidence_set_holds_all_that_the_paired_test_leaves(
+    kind: Callable[[Head], Line | Power | KeptBias],
+) -> None:
+    x, y, head = problem(4, per_class=25)
+    family = kind(head)
+    choice = choose(family, features(x, y), Goal(rule="metric"))
+    assert choice.interval is not None
+    assert choice.knob is not None
+    w, best = 1 / (4 * 25), predictions(family, x, choice.knob) == y
+
+    def left(t: float) -> bool:
+        right = predictions(family, x, t) == y
+        return bool(w * (best.sum() - right.sum()) <= 1.959964 * w * np.sqrt((best != right).sum()) + 1e-12)
+
+    inside = [t for t in GRID if left(t)]
+    step = GRID[1] - GRID[0]
+    low, high = choice.interval
+    assert low <= inside[0]
+    assert inside[-1] <= high
+    assert not any(left(t) for t in GRID if t < low or t > high)
+    assert all(left(end) for end in (low + 1e-5, high - 1e-5))
+    assert high - low < 4 or inside[-1] - inside[0] > 4 - 3 * step
+
+
+def test_the_confidence_set_covers_the_best_knob_of_the_population() -> None:
+    """The population is a large sample; its best τ is in nearly every draw's set, which narrows as draws grow."""
+    x, y, head = problem(11, per_class=5000)
+    family = adjustable(head)
+    whole = choose(family, features(x, y), Goal(rule="metric")).knob
+    assert whole is not None
+    rng, widths = np.random.default_rng(0), []
+    for per_class, draws in ((3, 150), (100, 100)):
+        sets = []
+        for _ in range(draws):
+            rows = np.concatenate([rng.choice(np.flatnonzero(y == c), per_class, replace=False) for c in range(4)])
+            interval = choose(family, features(x[rows], y[rows]), Goal(rule="metric")).interval
+            assert interval is not None
+            sets.append(interval)
+        assert np.mean([low <= whole <= high for low, high in sets]) >= 0.95
+        widths.append(np.mean([high - low for low, high in sets]))
+    assert widths[1] < 0.7 * widths[0]
