@@ -19,6 +19,7 @@ from posthoc_lt import METHODS, FeatureSet, Head, load_features, load_head, save
 from posthoc_lt.cli import cli, run
 from posthoc_lt.cli.demo import STEPS
 from posthoc_lt.conformal import load_thresholds
+from posthoc_lt.methods import DEFAULT_METHODS
 
 BLOCK = set(
     "accuracy balanced_accuracy balanced_accuracy_ci many medium few macro_f1 worst_class nll ece".split()  # noqa: SIM905
@@ -91,13 +92,19 @@ def test_verbose_adds_every_class(there: Path, capsys: pytest.CaptureFixture[str
 
 def test_rebalance_writes_the_head_that_it_reports(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json_of("rebalance --out head.safetensors", capsys)
-    assert [row["method"] for row in found["table"]] == list(METHODS)
+    assert [row["method"] for row in found["table"]] == list(DEFAULT_METHODS)
     assert found["head"] == "head.safetensors"
     assert found["optimism"] == pytest.approx(found["val"]["balanced_accuracy"] - found["procedure"])
     assert load_head(there / "head.safetensors").provenance["method"] == found["method"]
     judged = json_of("evaluate --head head.safetensors", capsys)["heads"]
     assert judged[f"saved: {found['method']}"]["test"] == found["test"]
     assert judged["baseline"]["test"] == found["baseline"]["test"]
+
+
+def test_evaluate_shows_the_method_and_knob_of_a_saved_head(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out_of("logit-adjust --tau 1.25 --out head.safetensors", capsys)
+    assert "  logit-adjust saved tau=1.25 " in out_of("evaluate --head head.safetensors", capsys)
+    assert ",saved,tau,1.25," in out_of("evaluate --head head.safetensors --format csv", capsys)
 
 
 @pytest.mark.parametrize("command", ["rebalance", "compare", "logit-adjust --tau 1", "evaluate"])
@@ -109,7 +116,7 @@ def test_tables_fit_a_terminal(command: str, there: Path, capsys: pytest.Capture
 
 def test_csv_and_markdown(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = list(csv.DictReader(io.StringIO(out_of("compare --format csv", capsys))))
-    assert [row["method"] for row in rows] == list(METHODS)
+    assert [row["method"] for row in rows] == list(DEFAULT_METHODS)
     assert 0 < float(rows[0]["balanced_accuracy"]) < 1
     assert "| --- |" in out_of("compare --format md", capsys)
 
@@ -219,7 +226,9 @@ def test_compare_says_what_it_leaves_out(there: Path, capsys: pytest.CaptureFixt
     whole = load_features(there / "feats.safetensors")
     counted = FeatureSet(whole.head, None, whole.val, whole.test, train_counts=whole.counts)
     save_features(counted, there / "c.safetensors")
-    assert set(json_of("compare --features c.safetensors", capsys)["skipped"]) == {"refit", "crt", "lws", "ncm"}
+    assert set(json_of("compare --features c.safetensors", capsys)["skipped"]) == {
+        *("affine", "crt", "lda", "lws", "ncm", "refit", "ridge")
+    }
     assert run(["compare", "--features", "c.safetensors"]) == 0
     assert "Left out refit" in capsys.readouterr().err
 
@@ -256,7 +265,7 @@ def test_counts_stand_in_for_a_train_folder(there: Path, capsys: pytest.CaptureF
 
 def test_calibrate_makes_probabilities_that_hold_better(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json_of("calibrate --out prob.safetensors", capsys)
-    before, after = found["rows"]
+    before, after = (row for row in found["rows"] if row["under"] == "uniform")
     assert after["nll"] < before["nll"]
     assert after["ece"] < before["ece"]
     made, cached = load_head(there / "prob.safetensors").head, load_features(there / "feats.safetensors")
@@ -266,7 +275,7 @@ def test_calibrate_makes_probabilities_that_hold_better(there: Path, capsys: pyt
     log_p = logits - logsumexp(logits, axis=1, keepdims=True)
     assert after["nll"] == pytest.approx(-log_p[np.arange(len(labels)), labels].mean(), abs=1e-6)
     assert json_of("export --ckpt model.pt --head prob.safetensors --out prob.pt", capsys)["changed"]
-    shares = json_of("calibrate --deploy train", capsys)["rows"]
+    shares = [row for row in json_of("calibrate --deploy train", capsys)["rows"] if row["under"] == "train"]
     assert shares[1]["nll"] < shares[0]["nll"] + 1e-9
     (there / "shares.txt").write_text("1 2")
     status, message = refusal_of(["calibrate", "--deploy", "shares.txt"], capsys)

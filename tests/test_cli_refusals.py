@@ -49,6 +49,7 @@ def _write_bad_inputs(folder: Path, good: FeatureSet) -> None:
     broken[3, 4] = float("nan")
     save_features(FeatureSet(good.head, good.train, Features(broken, good.val.y)), folder / "nan.safetensors")
     (folder / "a-file").write_text("")
+    (folder / "two").write_text("1, 2")
 
 
 @pytest.mark.parametrize(
@@ -74,13 +75,19 @@ def _write_bad_inputs(folder: Path, good: FeatureSet) -> None:
         ("logit-adjust --tau 1 --out a-file/head", 1, "cannot be written"),
         ("crt --l2 -1", 1, "l2 = -1"),
         ("ncm --transform l2n", 1, "cosine"),
-        ("rebalance --groups 100 20", 1, "edges"),
+        ("rebalance --groups 100,20", 1, "edges"),
+        ("rebalance --groups 20", 2, "20,100"),
+        ("rebalance --metric weighted-accuracy", 1, "without class weights"),
+        ("tau-search --metric weighted-accuracy --class-weight nowhere", 1, "nowhere"),
+        ("tau-search --class-weight two", 1, "which takes none"),
+        ("tau-search --metric weighted-accuracy --class-weight two", 1, "2 class weights for 10 classes"),
         ("rebalance --device abacus", 1, "abacus"),
         ("evaluate --head feats.safetensors", 1, "which is a feature file"),
         ("export --ckpt model.pt --head nowhere", 1, "nowhere"),
         ("export --ckpt model.pt --head feats.safetensors", 1, "which is a feature file"),
         ("inspect a-file", 1, "a-file"),
         ("baulk", 2, "baulk"),
+        ("rebalanse", 2, "Did you mean rebalance"),
     ],
 )
 def test_bad_input_gets_one_clear_paragraph_and_leaves_nothing(

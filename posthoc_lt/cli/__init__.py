@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import io
+import keyword
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,10 +31,13 @@ class Entry:
 
 COMMANDS: Mapping[str, Entry] = {
     "extract": Entry("extract", "Run a checkpoint's network once and cache its features."),
+    "import": Entry("import_", "Make a feature file of features that already exist."),
+    "dump": Entry("import_", "Write a feature file's arrays as .npz."),
     "inspect": Entry("inspect", "Show what a checkpoint, a feature file or a head file holds."),
     "tau-search": Entry("fit", "Choose tau on validation data, exactly."),
     "rebalance": Entry("compare", "Fit every method and take the one that validation supports."),
     "compare": Entry("compare", "Fit every method and set them side by side."),
+    "report": Entry("report", "Fit every method and tell the result as one HTML page."),
     "evaluate": Entry("compare", "Judge a saved head, or the untouched one."),
     "calibrate": Entry("calibrate", "Make a head whose softmax gives probabilities."),
     "conformal": Entry("conformal", "Fit prediction sets that cover the rare classes too."),
@@ -54,13 +59,23 @@ class Commands(click.Group):
         """Import one command."""
         if cmd_name in COMMANDS:
             module = importlib.import_module(f"posthoc_lt.cli.{COMMANDS[cmd_name].module}")
-            command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+            name = cmd_name.replace("-", "_")
+            command: click.Command = getattr(module, f"{name}_" if keyword.iskeyword(name) else name)
             return command
         if cmd_name in method_summaries():
             fit = importlib.import_module("posthoc_lt.cli.fit")
             made: click.Command = fit.method_command(cmd_name)
             return made
         return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command, or an error that names those like it."""
+        names = self.list_commands(ctx)
+        if args[0] not in names and (near := difflib.get_close_matches(args[0], names)):
+            ctx.fail(f"No such command {show(args[0])!r}. Did you mean {' or '.join(near)}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with their summaries, importing none of them."""

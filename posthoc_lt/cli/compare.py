@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,9 +15,9 @@ from posthoc_lt.errors import PosthocError
 from posthoc_lt.evaluation import Evaluation
 from posthoc_lt.evaluation import evaluate as evaluate_head
 from posthoc_lt.features import FeatureSet
-from posthoc_lt.files import HEAD
+from posthoc_lt.files import HEAD, SavedHead
 from posthoc_lt.head import Head
-from posthoc_lt.methods import METHODS
+from posthoc_lt.methods import DEFAULT_METHODS, METHODS
 from posthoc_lt.pipeline import Comparison, Result, as_features
 from posthoc_lt.pipeline.fit import CHOSEN_BY_VALIDATION
 from posthoc_lt.report import Row, Table
@@ -24,18 +26,18 @@ _methods = click.option(
     "--methods",
     multiple=True,
     type=click.Choice(list(METHODS)),
-    help="Only these, once each; all by default.",
+    help=f"Only these, once each; by default all but {', '.join(sorted(METHODS.keys() - set(DEFAULT_METHODS)))}.",
 )
 
 
-_choosing = options.together(
-    options.features, _methods, options.metric, options.select, options.subject_to, options.groups
+choosing = options.together(
+    options.features, _methods, options.metric, options.select, options.subject_to, options.class_weight, options.groups
 )
 
 
 @click.command()
 @options.together(
-    _choosing,
+    choosing,
     options.seed,
     options.device,
     options.out(None, "Write the chosen head to this file."),
@@ -50,6 +52,7 @@ def rebalance(
     metric: str,
     select: str,
     subject_to: tuple[str, ...],
+    class_weight: tuple[float, ...] | None,
     groups: tuple[float, float],
     seed: int,
     device: str,
@@ -67,6 +70,7 @@ def rebalance(
         metric=metric,
         select=select,
         subject_to=subject_to,
+        class_weight=class_weight,
         edges=groups,
         seed=seed,
         device=device,
@@ -74,6 +78,7 @@ def rebalance(
     for each in result.fitted:
         output.warn_unsolved(each, quiet)
     output.note_bias(result.head, result.features, quiet)
+    output.notes(result.notes, quiet)
     opening = output.preamble({"features": features}) if form == "json" else {}
     if out is not None:
         result.save(out, force)
@@ -96,6 +101,7 @@ def _record(result: Result, verbose: bool) -> dict[str, object]:
         "cross_fitted": dict(result.scores),
         "procedure": result.procedure.figure,
         "optimism": result.optimism,
+        "notes": list(result.notes),
         "skipped": dict(result.skipped),
         "verdict": result.verdict,
         "table": result.comparison.records(verbose),
@@ -109,7 +115,7 @@ def _note_skipped(found: Comparison, quiet: bool) -> None:
 
 @click.command()
 @options.together(
-    _choosing,
+    choosing,
     options.device,
     options.form,
     options.verbose,
@@ -121,6 +127,7 @@ def compare(
     metric: str,
     select: str,
     subject_to: tuple[str, ...],
+    class_weight: tuple[float, ...] | None,
     groups: tuple[float, float],
     device: str,
     form: str,
@@ -134,11 +141,17 @@ def compare(
         metric=metric,
         select=select,
         subject_to=subject_to,
+        class_weight=class_weight,
         edges=groups,
         device=device,
     )
+    output.notes(found.notes, quiet)
     if form == "json":
-        table = {"skipped": dict(found.skipped), "table": found.comparison.records(verbose)}
+        table = {
+            "notes": list(found.notes),
+            "skipped": dict(found.skipped),
+            "table": found.comparison.records(verbose),
+        }
         output.print_json({**output.preamble({"features": features}), **table})
     else:
         output.print_table(found.comparison, form, verbose)
@@ -159,10 +172,11 @@ def evaluate(
 ) -> None:
     """Judge a saved head beside the untouched one on every labelled split."""
     cached = as_features(features, device=device)
-    heads = {"baseline": cached.head}
+    heads, rows = {"baseline": cached.head}, {"baseline": Row("baseline", control=True)}
     if head is not None:
         saved = open_head(head, cached)
-        heads[f"saved: {saved.provenance.get('method', 'head')}"] = saved.head
+        name = _saved_name(saved)
+        heads[name], rows[name] = saved.head, _saved_row(saved)
     judged = _judge(heads, cached, groups)
     if form == "json":
         blocks = {
@@ -175,11 +189,39 @@ def evaluate(
     chosen_on = "val" if head is not None and saved.provenance.get("decided_by") in CHOSEN_BY_VALIDATION else None
     tables = [
         Table.against(
-            [_row(name, split, each[split]) for name, each in judged.items()], cached.classes, chosen_on=chosen_on
+            [_on(split, row, judged[name][split]) for name, row in rows.items()],
+            cached.classes,
+            chosen_on=chosen_on,
         )
         for split in judged["baseline"]
     ]
     output.print_tables(tables, form, verbose)
+
+
+def _saved_name(saved: SavedHead) -> str:
+    method, chosen = (saved.provenance.get(key) for key in ("method", "options"))
+    return f"saved: {method or 'head'}" + (f" ({chosen})" if chosen else "")
+
+
+def _on(split: str, row: Row, judged: Evaluation) -> Row:
+    return replace(row, val=judged) if split == "val" else replace(row, test=judged)
+
+
+def _saved_row(saved: SavedHead) -> Row:
+    """The table's line of a saved head, with the method and the knobs that its file tells of."""
+    method, chosen = saved.provenance.get("method", "head"), saved.provenance.get("options")
+    own = METHODS[method].knob if method in METHODS else None
+    known = {each.knob for each in METHODS.values()}
+    knobs = {name: _number(text) for name, text in saved.provenance.items() if name in known}
+    value = None if own is None else knobs.pop(own, None)
+    return Row(method, own, value, outer=knobs, options=f"{chosen}, saved" if chosen else "saved")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _judge(
@@ -199,8 +241,3 @@ def _judge(
         name: {split: evaluate_head(head, rows, features.counts, edges) for split, rows in splits.items()}
         for name, head in heads.items()
     }
-
-
-def _row(name: str, split: str, judged: Evaluation) -> Row:
-    val, test = (judged if split == wanted else None for wanted in ("val", "test"))
-    return Row(name, control=name == "baseline", val=val, test=test)

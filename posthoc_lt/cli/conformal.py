@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from posthoc_lt.cli import options, output
-from posthoc_lt.cli.heads import judging_split, labelled_val, open_head
+from posthoc_lt.cli.heads import judging_split, labelled_val, open_head, without_samples
 from posthoc_lt.conformal import FORMAT, KINDS, SetReport, Thresholds, evaluate_sets, fit_thresholds, save_thresholds
+from posthoc_lt.errors import listed
 from posthoc_lt.features import FeatureSet
+from posthoc_lt.metrics import GROUPS
 from posthoc_lt.pipeline import as_features
 from posthoc_lt.report import render
 
@@ -68,14 +70,16 @@ def conformal(
     if out is not None:
         save_thresholds(thresholds, out, force)
     rows = [{"kind": kind, "alpha": alpha, "split": split, **_figures(report)}]
-    unsupported = _unsupported(thresholds, cached)
+    unsupported, missing = _unsupported(thresholds, cached), without_samples(cached, samples)
     if form == "json":
-        found = {"rows": rows, "unsupported": unsupported, "thresholds": None if out is None else str(out)}
-        output.print_json({**opening, **found})
+        found = {"rows": rows, "missing": missing, "unsupported": unsupported}
+        output.print_json({**opening, **found, "thresholds": None if out is None else str(out)})
         return
-    click.echo(render(rows, form), nl=form != "csv")
+    click.echo(render(rows, form, {"alpha", "coverage", "macro", *GROUPS}), nl=form != "csv")
+    if missing and form == "table":
+        output.say(f"No {split} sample, not scored: {listed(missing)}")
     if unsupported and form == "table":
-        output.say(f"Always in the set, for want of validation samples: {', '.join(unsupported)}")
+        output.say(f"Always in the set, for want of validation samples: {listed(unsupported)}")
     if out is not None:
         output.note(f"Wrote {out}", quiet)
 

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ STEPS = (
     "posthoc-lt logit-adjust --tau 1.0",
     "posthoc-lt rebalance --out head.safetensors",
     "posthoc-lt export --ckpt model.pt --head head.safetensors --out balanced.pt",
+    "posthoc-lt report",
 )
 
 _STORY = """\
@@ -40,11 +42,21 @@ def demo(into: Path, force: bool) -> None:
     unpack(into, force)
     click.echo(_STORY.format(folder=show(into)))
     with _working_in(into):
-        for step in STEPS:
-            line = step + (" --force" if force and ("--out" in step or " extract" in step) else "")
+        for step in _possible():
+            line = step + (" --force" if force and any(word in step for word in ("--out", " extract", " report")) else "")
             click.secho(f"\n$ {line}", bold=True)
             cli.cli.main(shlex.split(line)[1:], prog_name="posthoc-lt", standalone_mode=False)
     click.echo(f"\nThe patched checkpoint is {show(into / 'balanced.pt')}: load it where you loaded model.pt.")
+    if (into / "report.html").exists():
+        click.echo(f"The report is {show(into / 'report.html')}: open it in a browser.")
+
+
+def _possible() -> list[str]:
+    """The steps that this installation can take: the report's libraries are an extra."""
+    missing = any(find_spec(name) is None for name in ("jinja2", "matplotlib"))
+    if missing:
+        click.echo("Left out the report, which needs: pip install 'posthoc-lt[report]'", err=True)
+    return [step for step in STEPS if not (missing and step == "posthoc-lt report")]
 
 
 def unpack(folder: Path, force: bool = False) -> None:

@@ -18,16 +18,17 @@ from posthoc_lt.report import dump
     options.ckpt,
     click.option("--head", type=options.FILE, default="head.safetensors", show_default=True, help="The saved head."),
     options.features,
-    options.out("balanced.pt", "The checkpoint to write."),
+    options.out(None, "The checkpoint to write; balanced.pt, or with the suffix of --ckpt."),
     click.option("--data", type=options.FILE, help="The images to verify on; by default the extracted ones."),
     click.option("--add-bias", is_flag=True, help="Add a bias to a layer that has none; its code must expect it."),
     options.force,
     click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True),
 )
 def export(
-    ckpt: Path, head: Path, features: Path, out: Path, data: Path | None, add_bias: bool, force: bool, form: str
+    ckpt: Path, head: Path, features: Path, out: Path | None, data: Path | None, add_bias: bool, force: bool, form: str
 ) -> None:
     """Fold a head into a checkpoint, and prove on real images that the patched network computes it."""
+    out = out or Path(f"balanced{_suffix(ckpt)}")
     output.protect(out, None, ckpt, head, features)
     cached = load_features(features)
     saved = open_head(head, cached)
@@ -58,3 +59,10 @@ def export(
         f"Wrote {made.path}: {', '.join(made.changed)} replaced, every other tensor as it was. Reloaded and run on "
         f"{made.samples} images: logits equal the rebalanced head's to {made.difference:.1e}."
     )
+
+
+def _suffix(ckpt: Path) -> str:
+    """The checkpoint's own; of an index of shards, that of one file with all of them."""
+    if ckpt.suffix == ".json":
+        return ".safetensors" if ".safetensors" in ckpt.suffixes else ".bin"
+    return ckpt.suffix or ".pt"

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
 from posthoc_lt.cli import method_summaries, options, output
+from posthoc_lt.cli.shares import Resolved, resolve
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.files import HEAD
 from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.method import Method
-from posthoc_lt.metrics import group_classes
+from posthoc_lt.metrics import GROUPS, group_classes
 from posthoc_lt.pipeline import Fitted, as_features, fit
 from posthoc_lt.pipeline.fit import Selection
+from posthoc_lt.pipeline.notes import notes
 from posthoc_lt.report import Table, render
+from posthoc_lt.report.text import metric_name
 from posthoc_lt.search import BOUNDS
 from posthoc_lt.search import pareto as pareto_curve
 
@@ -27,6 +31,7 @@ _shared = options.together(
     options.metric,
     options.select,
     options.subject_to,
+    options.class_weight,
     options.groups,
     options.device,
     options.out(None, "Write the fitted head to this file."),
@@ -44,7 +49,7 @@ def method_command(name: str) -> click.Command:
     def callback(**given: Any) -> None:
         own = {field.name: given.pop(field.name) for field in fields(method)}
         knob = given.pop(method.knob, None) if method.knob else None
-        run(method(**own), knob, **given)
+        run(partial(resolve, method, own, given.pop("deploy_features", None)), knob, **given)
 
     made = options.together(*_knob_option(method), *_own_options(method), _shared)(callback)
     text = f"{method_summaries()[name]}\n\nHead: {method.formula}" + (f" ({method.paper})" if method.paper else "")
@@ -64,25 +69,30 @@ def method_command(name: str) -> click.Command:
     type=click.Choice(["drop", "keep", "scale"]),
     help="What tau-norm does with the bias; it drops it by default.",
 )
+@options.together(*options.PRIORS.values())
 @click.option("--pareto", is_flag=True, help="Add every trade of many-shot against few-shot accuracy on validation.")
 @_shared
-def tau_search(method: str, bias: str | None, **given: Any) -> None:
+def tau_search(method: str, bias: str | None, deploy_features: Path | None, **given: Any) -> None:
     """Choose tau on validation data, exactly: every breakpoint of the metric, not a grid."""
-    if bias is not None and "bias" not in {field.name for field in fields(METHODS[method])}:
-        raise click.UsageError(f"{method} has no --bias; give --method tau-norm with it.")
+    asked = {"bias": bias, **{name: given.pop(name) for name in ("prior", "target_prior", "zero_count")}}
+    own = {name: value for name, value in asked.items() if value is not None}
+    for name in own.keys() - {field.name for field in fields(METHODS[method])}:
+        other = "tau-norm" if name == "bias" else "logit-adjust"
+        raise click.UsageError(f"{method} has no --{name.replace('_', '-')}; give --method {other} with it.")
     if given["pareto"] and given["form"] == "csv":
         raise click.UsageError("--format csv has no place for two tables; give --format json with --pareto.")
-    run(METHODS[method](**({} if bias is None else {"bias": bias})), None, **given)
+    run(partial(resolve, METHODS[method], own, deploy_features), None, **given)
 
 
 def run(
-    method: Method,
+    make: Callable[[FeatureSet], Resolved],
     knob: float | None,
     *,
     features: Path,
     metric: str,
     select: str,
     subject_to: tuple[str, ...],
+    class_weight: tuple[float, ...] | None,
     groups: tuple[float, float],
     device: str,
     out: Path | None,
@@ -95,29 +105,33 @@ def run(
     """Fit one method on a feature file, print it beside the baseline, and save its head if asked."""
     output.protect(out, HEAD, features)
     cached = as_features(features, device=device)
-    selection = Selection(metric, select, subject_to, groups)
+    made = make(cached)
+    made.note(cached, quiet)
+    selection = Selection(metric, select, subject_to, groups, class_weight=class_weight)
     baseline = fit("baseline", cached, selection=selection.free())
-    fitted = fit(method, cached, knob=knob, selection=selection)
+    fitted = fit(made.method, cached, knob=knob, selection=selection)
     output.warn_unsolved(fitted, quiet)
     output.note_bias(fitted.head, cached, quiet)
+    output.notes(notes(cached, baseline), quiet)
     trades = _trades(fitted, cached, groups) if pareto else None
     opening = output.preamble({"features": features}) if form == "json" else {}
     written = output.write_head(fitted, cached, out, force)
     if form == "json":
-        context = {"metric": metric, "select": select}
-        record = output.fitted_record(fitted, baseline, cached, context, verbose)
+        context = {"metric": selection.goal_of(made.method, cached).metric, "select": select}
+        record = {**output.fitted_record(fitted, baseline, cached, context, verbose), **made.record()}
         if trades is not None:
             record["pareto"] = trades
         output.print_json({**opening, **record, "head": written})
         return
     if form == "table":
-        output.say(_headline(fitted, metric))
+        aimed = selection.goal_of(made.method, cached).metric != metric
+        output.say(_headline(fitted, "accuracy under the target prior" if aimed else metric_name(metric)))
     if fitted.val is not None or fitted.test is not None:
         rows = [baseline.row(), fitted.row(chosen=True)] if fitted.name != "baseline" else [baseline.row()]
         chosen_on = "val" if fitted.chosen_on_val else None
         output.print_table(Table.against(rows, cached.classes, chosen_on=chosen_on), form, verbose)
     if trades is not None:
-        click.echo(f"\nvalidation, best trades:\n{render(trades, form)}")
+        click.echo(f"\nvalidation, best trades:\n{render(trades, form, set(GROUPS))}")
     if written is not None:
         output.note(f"Wrote {written}", quiet)
 
@@ -139,14 +153,17 @@ def _headline(fitted: Fitted, metric: str) -> str:
     knob, choice = fitted.method.knob, fitted.choice
     if knob is None or choice.knob is None:
         return fitted.name
-    lines = [f"{fitted.name}: {knob} = {choice.knob:.4g} ({_REASONS[choice.decided_by]})"]
+    knobs = ", ".join(f"{name} = {number:.4g}" for name, number in fitted.knobs.items())
+    lines = [f"{fitted.name}: {knobs} ({_REASONS[choice.decided_by]})"]
     if choice.curve is not None and choice.best is not None and choice.plateau is not None:
         value, (low, high) = choice.best
         lines.append(
-            f"validation {metric.replace('-', ' ')} {100 * choice.curve.at(choice.knob):.1f}%, the same from "
+            f"validation {metric} {100 * choice.curve.at(choice.knob):.1f}%, the same from "
             f"{choice.plateau[0]:.3f} to {choice.plateau[1]:.3f}; "
             f"its exact maximum {100 * value:.1f}% lies from {low:.3f} to {high:.3f}"
         )
+    if choice.interval is not None:
+        lines.append(f"95% confidence set of the best {knob}: {choice.interval[0]:.3f} to {choice.interval[1]:.3f}")
     return "\n".join(lines)
 
 
@@ -155,15 +172,20 @@ _REASONS = {
     "metric": "the maximum of the validation metric",
     "likelihood": "the validation likelihood's choice",
     "guard": "the nearest to the validation likelihood's choice that the metric supports",
-    "label-free": "without labels: spreads predictions evenly over unlabelled validation samples",
+    "cross-fit": "the median of the best on 20 halves of the validation samples",
+    "label-free": "without labels: spreads predictions over unlabelled validation samples as the target says",
     "untuned": "untuned: no validation split to choose on; extract again with a val/ folder",
     "none": "nothing to choose",
 }
 
 
 def _own_options(method: type[Method]) -> list[Callable[[Any], Any]]:
-    hints = get_type_hints(method)
-    return [_option(field.name, hints[field.name], field.default, field.metadata["help"]) for field in fields(method)]
+    hints, own = get_type_hints(method), {field.name: field for field in fields(method)}
+    made = [
+        options.PRIORS.get(name) or _option(name, hints[name], field.default, field.metadata["help"])
+        for name, field in own.items()
+    ]
+    return [*made, options.deploy_features] if "target_prior" in own else made
 
 
 def _option(name: str, hint: Any, default: Any, text: str) -> Callable[[Any], Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from posthoc_lt.errors import PosthocError, show
@@ -29,21 +30,29 @@ def require_origin(saved: SavedHead, features: FeatureSet, path: Path) -> None:
     Raises:
         PosthocError: it was.
     """
-    for key in ("checkpoint_sha256", "head_name"):
-        own, theirs = features.provenance.get(key), saved.provenance.get(key)
-        if own is not None and theirs is not None and own != theirs:
-            raise PosthocError(
-                f"{show(path)}, a head fitted on another checkpoint's features ({key} {show(theirs, 16)}, "
-                f"not {show(own, 16)})",
-                "a head and features of the same checkpoint",
-                "fit it again on these features, or give the features that it was fitted on",
-            )
+    require_same_checkpoint(saved.provenance, features, path, "a head fitted on")
     if saved.head.weight.shape != features.head.weight.shape:
         raise PosthocError(
             f"{show(path)}, a head of shape {tuple(saved.head.weight.shape)}",
             f"one of shape {tuple(features.head.weight.shape)}, as these features' own",
             "fit it again on these features",
         )
+
+
+def require_same_checkpoint(theirs: Mapping[str, str], features: FeatureSet, path: Path, what: str) -> None:
+    """Refuse a file, `what` it is, whose provenance names another checkpoint than the features.
+
+    Raises:
+        PosthocError: it does.
+    """
+    for key in ("checkpoint_sha256", "head_name"):
+        own, other = features.provenance.get(key), theirs.get(key)
+        if own is not None and other is not None and own != other:
+            raise PosthocError(
+                f"{show(path)}, {what} another checkpoint's features ({key} {show(other, 16)}, not {show(own, 16)})",
+                "files of the same checkpoint",
+                "make it again from these features' checkpoint, or give the features that it belongs to",
+            )
 
 
 def labelled_val(features: FeatureSet, purpose: str) -> Features:
@@ -59,6 +68,12 @@ def labelled_val(features: FeatureSet, purpose: str) -> Features:
             "extract again with a val/ folder",
         )
     return features.val
+
+
+def without_samples(features: FeatureSet, split: Features) -> list[str]:
+    """The classes of which a labelled split has no sample, by name: no figure includes them."""
+    empty = (split.counts(features.head.classes) == 0).tolist()
+    return [name for name, lacks in zip(features.classes, empty, strict=True) if lacks]
 
 
 def judging_split(features: FeatureSet) -> tuple[str, Features]:

@@ -17,10 +17,29 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
 
+METRICS = (
+    "balanced-accuracy",
+    "accuracy",
+    "weighted-accuracy",
+    "macro-f1",
+    "g-mean",
+    "harmonic-mean",
+    "worst-class",
+    "many",
+    "medium",
+    "few",
+)
+"""The names of `posthoc_lt.search.FIGURES`, which would cost help the import of torch."""
+
 
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers separated by commas; click turns a ValueError into a usage error."""
     return tuple(float(part) for part in text.split(","))
+
+
+def _words(path: Path) -> list[str]:
+    """What a text file holds, separated by white space or commas, or as a JSON list."""
+    return path.read_text(encoding="utf-8").replace(",", " ").strip().strip("[]").split()
 
 
 def read_counts(path: Path) -> list[int]:
@@ -30,7 +49,7 @@ def read_counts(path: Path) -> list[int]:
         PosthocError: the file cannot be read, or holds something else.
     """
     try:
-        words = path.read_text(encoding="utf-8").replace(",", " ").strip().strip("[]").split()
+        words = _words(path)
         counts = [int(word) for word in words]
     except (OSError, ValueError) as error:
         raise PosthocError(
@@ -41,8 +60,33 @@ def read_counts(path: Path) -> list[int]:
     return counts
 
 
-def read_shares(path: Path, classes: int) -> Tensor:
-    """Class frequencies (C,) from a file of one number >= 0 a class, in any unit.
+def read_weights(text: str) -> tuple[float, ...]:
+    """Class weights from a file of one number a class.
+
+    Raises:
+        PosthocError: the file cannot be read, or holds something else.
+    """
+    try:
+        return tuple(float(word) for word in _words(Path(text)))
+    except (OSError, ValueError) as error:
+        raise PosthocError(
+            f"{show(text)}, which is no list of numbers ({show(error)})",
+            "a file of one number >= 0 a class, in the order of the class folders",
+            "correct --class-weight",
+        ) from None
+
+
+def edges(text: str) -> tuple[float, float]:
+    """The two edges of the medium group, such as ``20,100``."""
+    try:
+        low, high = numbers(text)
+    except ValueError:
+        raise click.BadParameter(f"{show(text)!r} is not two train counts such as 20,100.") from None
+    return low, high
+
+
+def read_shares(path: Path, classes: int, option: str = "--deploy") -> Tensor:
+    """Class frequencies (C,) from a file of one number >= 0 a class, in any unit, that an option named.
 
     Raises:
         PosthocError: the file cannot be read, or holds something else.
@@ -50,13 +94,13 @@ def read_shares(path: Path, classes: int) -> Tensor:
     import torch  # here, so that help costs no torch
 
     try:
-        words = path.read_text(encoding="utf-8").replace(",", " ").strip().strip("[]").split()
+        words = _words(path)
         shares = torch.tensor([float(word) for word in words], dtype=torch.float64)
     except (OSError, ValueError) as error:
         raise PosthocError(
             f"{show(path)}, which is no list of numbers ({show(error)})",
-            "uniform, train, or a file of one number a class",
-            "correct --deploy",
+            "one of the option's words, or a file of one number a class",
+            f"correct {option}",
         ) from None
     if len(shares) != classes or not bool((shares.isfinite() & (shares >= 0)).all()):
         raise PosthocError(
@@ -87,20 +131,26 @@ device = click.option(
 )
 metric = click.option(
     "--metric",
-    type=click.Choice(
-        ["balanced-accuracy", "accuracy", "macro-f1", "g-mean", "harmonic-mean", "many", "medium", "few"]
-    ),
+    type=click.Choice(METRICS),
     default="balanced-accuracy",
     show_default=True,
-    help="What validation chooses by.",
+    help="What validation chooses by. Under --select guarded the likelihood leads and the metric only guards; "
+    "--select metric follows it fully.",
+)
+class_weight = click.option(
+    "--class-weight",
+    type=read_weights,
+    metavar="FILE",
+    default=None,
+    help="How much each class counts in weighted-accuracy: a file of one number >= 0 a class.",
 )
 select = click.option(
     "--select",
-    type=click.Choice(["guarded", "nll", "metric"]),
+    type=click.Choice(["guarded", "nll", "metric", "cross-fit"]),
     default="guarded",
     show_default=True,
     help="How a knob is chosen: the likelihood's choice where the metric supports it, the likelihood alone, "
-    "or the exact maximum of the metric.",
+    "the exact maximum of the metric, or the median of its maxima on halves of validation.",
 )
 subject_to = click.option(
     "--subject-to",
@@ -113,13 +163,39 @@ seed = click.option(
 )
 groups = click.option(
     "--groups",
-    type=(float, float),
-    default=(20, 100),
+    type=edges,
+    metavar="LOW,HIGH",
+    default="20,100",
     show_default=True,
     help="Train counts: few is below the first, many above the second.",
 )
 verbose = click.option("-v", "--verbose", is_flag=True, help="Add the figures of every class.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on standard error.")
+
+prior = click.option(
+    "--prior",
+    metavar="counts|uniform|model|FILE",
+    help="Class frequencies to take off: those of train (default), all equal (none to take off), the network's own "
+    "as its confusions on val show them, or a file of one number a class.",
+)
+target_prior = click.option(
+    "--target-prior",
+    metavar="uniform|train|em|FILE",
+    help="Class frequencies to be right under: all equal (default), those of train, those of unlabelled deployment "
+    "samples, estimated by EM, or a file of one number a class.",
+)
+zero_count = click.option(
+    "--zero-count",
+    type=click.Choice(["refuse", "mask", "smooth"]),
+    help="Classes without a train sample: an error (default), never predicted, or half a sample more for every class.",
+)
+deploy_features = click.option(
+    "--deploy-features",
+    type=FILE,
+    help="A feature file of deployment samples, for em, which looks at no label; by default an unlabelled test split.",
+)
+PRIORS = {"prior": prior, "target_prior": target_prior, "zero_count": zero_count, "deploy_features": deploy_features}
+"""By parameter; what is left out is left to the method."""
 
 
 def out(default: str | None, help_text: str) -> Callable[[F], F]:

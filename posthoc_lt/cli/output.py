@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,14 @@ def fitted_record(
 
     found: dict[str, object] = {"method": fitted.name}
     if knob is not None:
-        found[knob] = choice.knob
+        found |= {**choice.outer, knob: choice.knob}
     found |= {"metric": context["metric"], "select": context["select"], "decided_by": choice.decided_by}
     if choice.best is not None:
         found["best"] = {"value": choice.best[0], "plateau": list(choice.best[1])}
     if choice.plateau is not None:
         found["plateau"] = list(choice.plateau)
+    if choice.interval is not None:
+        found[f"{knob}_interval"] = list(choice.interval)
     if fitted.certificate is not None:
         found["certificate"] = fitted.certificate
     return {**found, "baseline": blocks(baseline), **blocks(fitted)}
@@ -140,7 +142,8 @@ def print_tables(tables: Sequence[Table], form: str, verbose: bool) -> None:
             row = next((row for row in table.rows if row.chosen), table.rows[-1])
             classes = table.shown(row).block(table.classes, verbose=True)["per_class"]
             assert isinstance(classes, list)
-            click.echo(f"\n{show(row.method)}, each class of {table.split}:\n{render(classes, form)}")
+            shown = render(classes, form, percent={"recall"})
+            click.echo(f"\n{show(row.method)}, each class of {table.split}:\n{shown}")
 
 
 def print_json(record: Mapping[str, object]) -> None:
@@ -158,6 +161,12 @@ def note(text: str, quiet: bool = False) -> None:
     """A word beside the result."""
     if not quiet:
         click.echo(text, err=True)
+
+
+def notes(texts: Iterable[str], quiet: bool = False) -> None:
+    """Words beside the result, a paragraph each, wrapped to 80 columns."""
+    for text in texts:
+        note(textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False), quiet)
 
 
 def _colour() -> bool:

@@ -6,6 +6,7 @@ import math
 from dataclasses import MISSING, dataclass, fields, replace
 
 import torch
+from torch import Tensor
 
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.evaluation import Evaluation, evaluate
@@ -17,9 +18,9 @@ from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import EDGES, group_classes
 from posthoc_lt.pipeline.source import Source, as_features
 from posthoc_lt.report import Row
-from posthoc_lt.search import BOUNDS, Choice, Constraint, Goal, choose, match_prior, misses
+from posthoc_lt.search import BOUNDS, WEIGHTED, Choice, Constraint, Goal, choose, match_prior, misses
 
-CHOSEN_BY_VALIDATION = ("metric", "likelihood", "guard")
+CHOSEN_BY_VALIDATION = ("metric", "likelihood", "guard", "cross-fit")
 """What decides where validation labels do, whose figures then flatter."""
 
 
@@ -29,13 +30,15 @@ class Selection:
 
     Args:
         metric: one of `posthoc_lt.search.FIGURES`.
-        rule: ``guarded``, ``nll`` or ``metric``.
+        rule: one of `posthoc_lt.search.RULES`.
         subject_to: floors of figures on validation, such as ``many>=0.60``.
         edges: the lowest and the highest train count of the medium group.
-        seed: of the folds that methods are ranked over.
+        seed: of the folds that methods are ranked over, and of the halves that ``cross-fit`` chooses on.
+        class_weight: how much each class counts in ``weighted-accuracy``, a number >= 0 a class.
 
     Raises:
-        PosthocError: an unknown metric or rule, or a constraint of another form.
+        PosthocError: an unknown metric or rule, a constraint of another form, or class weights without a
+            use or missing where they are wanted.
     """
 
     metric: str = "balanced-accuracy"
@@ -43,20 +46,51 @@ class Selection:
     subject_to: tuple[str, ...] = ()
     edges: tuple[float, float] = EDGES
     seed: int = 0
+    class_weight: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        self._goal()
+        goal = self._goal()
+        if self.class_weight is not None and not goal.weighted:
+            raise PosthocError(
+                f"class weights with --metric {self.metric}, which takes none",
+                "weighted-accuracy as the metric or in a floor",
+                "give --metric weighted-accuracy, or drop --class-weight",
+            )
 
     def goal(self, features: FeatureSet) -> Goal:
-        """What a knob is chosen for on these features."""
+        """What a knob is chosen for on these features.
+
+        Raises:
+            PosthocError: there are not as many class weights as classes.
+        """
+        if self.class_weight is not None and len(self.class_weight) != features.head.classes:
+            raise PosthocError(
+                f"{len(self.class_weight)} class weights for {features.head.classes} classes",
+                "one number a class, in their order",
+                "correct --class-weight",
+            )
         return replace(self._goal(), groups=group_classes(features.counts, self.edges))
+
+    def goal_of(self, method: Method, features: FeatureSet) -> Goal:
+        """What a method's knob is chosen for: the goal, for the class frequencies that its heads are meant for.
+
+        Balanced accuracy is accuracy where all classes are equally frequent; for a method with a target of its own,
+        accuracy under that target stands in for it. Any other metric stays what was asked for.
+        """
+        goal, target = self.goal(features), method.target(features.training)
+        if target is None or goal.metric != "balanced-accuracy" or goal.class_weight is not None:
+            return goal
+        return replace(goal, metric=WEIGHTED, class_weight=target.cpu())
 
     def free(self) -> Selection:
         """The same without constraints."""
-        return replace(self, subject_to=())
+        unused = self.metric != WEIGHTED
+        return replace(self, subject_to=(), class_weight=None if unused else self.class_weight)
 
     def _goal(self) -> Goal:
-        return Goal(self.metric, self.rule, tuple(map(Constraint.parse, self.subject_to)))
+        weight = None if self.class_weight is None else torch.tensor(self.class_weight, dtype=torch.float64)
+        floors = tuple(map(Constraint.parse, self.subject_to))
+        return Goal(self.metric, self.rule, floors, class_weight=weight, seed=self.seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +124,12 @@ class Fitted:
         return f"{self.name} ({self.options})" if self.options else self.name
 
     @property
+    def knobs(self) -> dict[str, float]:
+        """Its knobs by name, the outer one first; empty where it has none."""
+        knob, value = self.method.knob, self.choice.knob
+        return {**self.choice.outer, **({} if knob is None or value is None else {knob: value})}
+
+    @property
     def head(self) -> Head:
         """The chosen head."""
         return self.choice.head
@@ -119,11 +159,18 @@ class Fitted:
             options=self.options,
             knob=self.method.knob,
             value=self.choice.knob,
+            outer=self.choice.outer,
             control=self.method.control,
             chosen=chosen,
             val=self.val,
             test=self.test,
         )
+
+    def __repr__(self) -> str:
+        knobs = "".join(f", {name}={number:.3g}" for name, number in self.knobs.items())
+        judged = [(split, getattr(self, split)) for split in ("val", "test")]
+        figures = "".join(f", {split} {100 * seen.balanced_accuracy:.1f}%" for split, seen in judged if seen)
+        return f"Fitted({self.label}{knobs} by {self.choice.decided_by}{figures})"
 
 
 def make(method: str | Method | type[Method]) -> Method:
@@ -192,9 +239,9 @@ def _choice(method: Method, family: Family, features: FeatureSet, knob: float | 
     if method.knob is None:
         return Choice(None, family.at(None), "none")
     if val is not None and val.y is not None:
-        return choose(family, val, selection.goal(features))
-    if isinstance(family, Line | Power | KeptBias) and not selection.subject_to:
-        return _choose_without_labels(family, val)
+        return choose(family, val, selection.goal_of(method, features))
+    if method.knob in ("tau", "gamma") and isinstance(family, Line | Power | KeptBias) and not selection.subject_to:
+        return _choose_without_labels(family, val, method.target(features.training))
     raise PosthocError(
         "features without a labelled validation split",
         f"validation samples to choose {method.knob} on (train samples, which the network has learned by heart, "
@@ -203,12 +250,16 @@ def _choice(method: Method, family: Family, features: FeatureSet, knob: float | 
     )
 
 
-def _choose_without_labels(family: Line | Power | KeptBias, val: Features | None) -> Choice:
-    """From unlabelled validation samples the knob that spreads predictions evenly; from none, 1, as in the papers."""
+def _choose_without_labels(family: Line | Power | KeptBias, val: Features | None, target: Tensor | None) -> Choice:
+    """From unlabelled validation samples the knob that spreads predictions as the target says, evenly by default.
+
+    From none, 1, as in the papers.
+    """
     if val is None or not len(val):
         return Choice(1.0, family.at(1.0), "untuned")
-    classes = family.at(0.0).classes
-    knob = match_prior(family, val, torch.full((classes,), 1.0 / classes, dtype=torch.float64), BOUNDS)
+    taking_part = (~family.at(0.0).masked).double().cpu()
+    shares = taking_part / taking_part.sum() if target is None else target.cpu()
+    knob = match_prior(family, val, shares, BOUNDS)
     return Choice(knob, family.at(knob), "label-free")
 
 

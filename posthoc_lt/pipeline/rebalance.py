@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from posthoc_lt.errors import PosthocError
+from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.features import FeatureSet
-from posthoc_lt.methods import METHODS
+from posthoc_lt.methods import DEFAULT_METHODS
 from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import EDGES
 from posthoc_lt.pipeline.fit import Fitted, Selection, fit, make
@@ -31,6 +31,7 @@ def compare(
     metric: str = "balanced-accuracy",
     select: str = "guarded",
     subject_to: str | Sequence[str] = (),
+    class_weight: Iterable[float] | None = None,
     edges: tuple[float, float] = EDGES,
     device: str | torch.device = "auto",
 ) -> Comparison:
@@ -39,7 +40,8 @@ def compare(
     Arguments are those of `rebalance`.
     """
     features = as_features(source, train, val, test, device=device)
-    return _fit_all(features, methods, Selection(metric, select, _floors(subject_to), edges))
+    selection = Selection(metric, select, _floors(subject_to), edges, class_weight=_numbers(class_weight))
+    return _fit_all(features, methods, selection)
 
 
 def rebalance(
@@ -52,6 +54,7 @@ def rebalance(
     metric: str = "balanced-accuracy",
     select: str = "guarded",
     subject_to: str | Sequence[str] = (),
+    class_weight: Iterable[float] | None = None,
     edges: tuple[float, float] = EDGES,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -68,20 +71,22 @@ def rebalance(
         train: the train split, where `source` does not hold it; class counts (C,) will do for a head.
         val: the validation split.
         test: the test split, which only judges.
-        methods: names, or methods with options; all of `posthoc_lt.METHODS` by default.
-        metric: what is chosen by: ``balanced-accuracy``, ``accuracy``, ``macro-f1``, ``g-mean``,
-            ``harmonic-mean``, ``many``, ``medium`` or ``few``.
-        select: ``guarded``, ``nll`` or ``metric``, how a knob is chosen.
+        methods: names, or methods with options; by default all of `posthoc_lt.METHODS` whose `default` is set.
+        metric: what is chosen by: ``balanced-accuracy``, ``accuracy``, ``weighted-accuracy``, ``macro-f1``,
+            ``g-mean``, ``harmonic-mean``, ``worst-class``, ``many``, ``medium`` or ``few``. Under ``guarded`` the
+            likelihood leads and the metric only guards; ``select="metric"`` follows it fully.
+        select: ``guarded``, ``nll``, ``metric`` or ``cross-fit``, how a knob is chosen.
         subject_to: floors on validation, such as ``many>=0.60``; heads that miss one are not chosen.
+        class_weight: how much each class counts in ``weighted-accuracy``, a number >= 0 a class.
         edges: the lowest and the highest train count of the medium group.
-        seed: of the folds that methods are ranked over.
+        seed: of the folds that methods are ranked over, and of the halves that ``cross-fit`` chooses on.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
         PosthocError: the parts do not fit, there is nothing to choose on, or nothing meets the floors.
     """
     features = as_features(source, train, val, test, device=device)
-    selection = Selection(metric, select, _floors(subject_to), edges, seed)
+    selection = Selection(metric, select, _floors(subject_to), edges, seed, _numbers(class_weight))
     found = _fit_all(features, methods, selection)
     candidates = _candidates(found, selection)
     predicted = [_cross_fitted(each, features, selection) for each in candidates]
@@ -101,6 +106,15 @@ def rebalance(
 
 def _floors(subject_to: str | Sequence[str]) -> tuple[str, ...]:
     return (subject_to,) if isinstance(subject_to, str) else tuple(subject_to)
+
+
+def _numbers(class_weight: Iterable[float] | None) -> tuple[float, ...] | None:
+    try:
+        return None if class_weight is None else tuple(map(float, class_weight))
+    except (TypeError, ValueError):
+        raise PosthocError(
+            f"class_weight {show(class_weight)}", "one number >= 0 a class", "give such as class_weight=[1, 1, 5]"
+        ) from None
 
 
 def _candidates(found: Comparison, selection: Selection) -> list[Fitted]:
@@ -125,7 +139,7 @@ def _fit_all(features: FeatureSet, methods: Methods, selection: Selection) -> Co
     Controls are there to compare with and held to no floor.
     """
     asked = [methods] if isinstance(methods, str) else methods
-    wanted = list(dict.fromkeys(make(each) for each in (asked or METHODS)))
+    wanted = list(dict.fromkeys(make(each) for each in (asked or DEFAULT_METHODS)))
     wanted = [make("baseline"), *(each for each in wanted if each.name != "baseline")]
     if features.val is None or features.val.y is None or not len(features.val):
         raise PosthocError(
@@ -157,7 +171,8 @@ def _cross_fitted(fitted: Fitted, features: FeatureSet, selection: Selection) ->
     if fitted.choice.decided_by in ("none", "given"):
         assert fitted.val is not None
         return fitted.val.predicted
-    return cross_fit(fitted.family, features.val, selection.goal(features), seed=selection.seed)
+    goal = selection.goal_of(fitted.method, features)
+    return cross_fit(fitted.family, features.val, goal, seed=selection.seed)
 
 
 def _figure(features: FeatureSet, selection: Selection, predicted: Tensor) -> float:

@@ -17,10 +17,15 @@ from posthoc_lt.evaluation import difference, group_difference
 from posthoc_lt.export import Exported, apply, export
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.files import SavedHead, save_head
+from posthoc_lt.files.atomic import replacing
 from posthoc_lt.head import Head
+from posthoc_lt.pipeline.figures import draw
 from posthoc_lt.pipeline.fit import Fitted, Selection
+from posthoc_lt.pipeline.notes import notes
+from posthoc_lt.pipeline.story import story
 from posthoc_lt.report import Table, verdict
-from posthoc_lt.report.plot import plot_classes, plot_curve
+from posthoc_lt.report.page import page
+from posthoc_lt.report.text import metric_name
 from posthoc_lt.search import value
 from posthoc_lt.stats import paired
 
@@ -53,6 +58,11 @@ class Comparison:
         chosen_on = "val" if any(each.chosen_on_val for each in self.fitted) else None
         return Table.against(rows, self.features.classes, chosen_on=chosen_on)
 
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """Signs that validation is not held-out data, a sentence each; most often none."""
+        return tuple(notes(self.features, self.fitted[0]))
+
     @property
     def table(self) -> pandas.DataFrame:
         """The comparison as a pandas frame: a row a method."""
@@ -80,6 +90,9 @@ class Procedure:
 
     predicted: Tensor
     figure: float
+
+    def __repr__(self) -> str:
+        return f"Procedure({len(self.predicted)} predictions, figure={self.figure:.3f})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,9 +125,8 @@ class Result(Comparison):
 
     @property
     def knobs(self) -> dict[str, float]:
-        """The chosen method's knob by name; empty where it has none."""
-        knob, value = self.chosen.method.knob, self.chosen.choice.knob
-        return {} if knob is None or value is None else {knob: value}
+        """The chosen method's knobs by name; empty where it has none."""
+        return self.chosen.knobs
 
     @property
     def tau(self) -> float | None:
@@ -136,7 +148,7 @@ class Result(Comparison):
     @property
     def reason(self) -> str:
         """Why this method, and what validation says of such a choice when it is judged on other samples."""
-        metric = self.selection.metric.replace("-", " ")
+        metric = metric_name(self.selection.metric)
         knobs = "".join(f" ({name} = {number:.3g})" for name, number in self.knobs.items())
         own, honest = 100 * self.scores[self.chosen.label], 100 * self.procedure.figure
         before = self.fitted[0].val
@@ -164,24 +176,27 @@ class Result(Comparison):
         """Draw the result on matplotlib axes (extra ``plot``).
 
         Args:
-            kind: ``tau``, the exact validation metric at every knob value, its plateau and the chosen
-                point; or ``classes``, each class's accuracy before and after against its train count.
-                By default ``tau`` where the chosen method has such a curve, else ``classes``.
+            kind: ``tau``, the exact validation metric at every knob value; ``classes``, each class's accuracy
+                before and after; ``norms``, weight norms against class size; ``pareto``, every trade of many-shot
+                against few-shot accuracy; ``reliability``, accuracy against confidence; ``confusion``, the
+                mistakes that changed most. By default ``tau`` where the chosen method has such a curve, else
+                ``classes``.
             axes: where to draw; a new figure by default.
 
         Raises:
             PosthocError: the kind is unknown, there is no such curve, or matplotlib is missing.
         """
-        kind = kind or ("classes" if self.chosen.choice.curve is None else "tau")
-        if kind == "tau":
-            return plot_curve(
-                self.chosen.choice, self.selection.metric, self.method, axes, knob=self.chosen.method.knob or "tau"
-            )
-        if kind == "classes":
-            split = self.comparison.split
-            before, after = (getattr(each, split) for each in (self.fitted[0], self.chosen))
-            return plot_classes(before, after, split, axes)
-        raise PosthocError(f"a plot of {kind!r}", "tau or classes", "call plot() for the one that fits the method")
+        return draw(self, kind or ("classes" if self.chosen.choice.curve is None else "tau"), axes)
+
+    def report(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Write the result as one self-contained HTML page (extra ``report``), whole or not at all.
+
+        Raises:
+            PosthocError: Jinja2 or matplotlib is missing, the place cannot be written to, or holds another
+                file and not `force`.
+        """
+        with replacing(Path(path), force) as temporary:
+            temporary.write_text(page(story(self)), encoding="utf-8")
 
     def saved(self) -> SavedHead:
         """The head with the strings that its file carries."""
@@ -241,12 +256,11 @@ def origin(features: FeatureSet) -> dict[str, str]:
 
 
 def saved_head(fitted: Fitted, features: FeatureSet) -> SavedHead:
-    """A fitted head with where it comes from: the method, its knob, and the checkpoint of its features."""
-    knob, value = fitted.method.knob, fitted.choice.knob
-    knobs = {} if knob is None or value is None else {knob: repr(value)}
-    return SavedHead(
-        fitted.head, {**origin(features), **knobs, "method": fitted.name, "decided_by": fitted.choice.decided_by}
-    )
+    """A fitted head with where it comes from: the method, its knob and options, and its features' checkpoint."""
+    knobs = {name: repr(value) for name, value in fitted.knobs.items()}
+    options = {"options": fitted.options} if fitted.options else {}
+    how = {**knobs, **options, "method": fitted.name, "decided_by": fitted.choice.decided_by}
+    return SavedHead(fitted.head, {**origin(features), **how})
 
 
 _KEPT = ("checkpoint", "checkpoint_sha256", "head_name", "arch", "transform")

@@ -36,7 +36,7 @@ def as_features(
         device: where arithmetic runs.
 
     Raises:
-        PosthocError: the form is none of these, or the parts do not fit together.
+        PosthocError: the form is none of these, the parts do not fit together, or splits share their samples.
     """
     given = {"train": train, "val": val, "test": test}
     if isinstance(source, tuple) and _is_bundle(source):
@@ -53,9 +53,11 @@ def as_features(
     elif isinstance(source, nn.Module):
         features = _from_loaders(source, given, device)
     else:
-        features = _from_arrays(_as_head(source), given)
+        features = _from_arrays(as_head(source), given)
     # Fits and searches decide in float64, which Apple's GPUs do not have.
-    return features.to(torch.device("cpu") if place.type == "mps" else place)
+    features = features.to(torch.device("cpu") if place.type == "mps" else place)
+    features.require_apart()
+    return features
 
 
 def _is_bundle(source: tuple[Any, ...]) -> bool:
@@ -95,7 +97,8 @@ def _from_arrays(head: Head, given: dict[str, Any]) -> FeatureSet:
     return FeatureSet(head, train, val, test, provenance={"source": "arrays"}, train_counts=counts)
 
 
-def _as_head(source: Any) -> Head:
+def as_head(source: Any) -> Head:
+    """A head from itself, its weight (C, D), or (weight, bias)."""
     if isinstance(source, Head):
         return source
     if _is_pair(source):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from posthoc_lt.errors import PosthocError, listed, show
@@ -31,6 +31,7 @@ class Row:
         paired: its gain over the baseline on the split shown; None for the baseline.
         adjusted_p: the p-value of that gain after Holm across the table.
         options: what tells it from another row of the same method, such as ``bias=scale``.
+        outer: the value of its outer knob by name, where it has two.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Row:
     paired: Paired | None = None
     adjusted_p: float | None = None
     options: str = ""
+    outer: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def clear(self) -> bool:
@@ -135,6 +137,7 @@ class Table:
         return {
             "method": row.method,
             **({"options": row.options} if row.options else {}),
+            **row.outer,
             **({} if row.knob is None else {row.knob: row.value}),
             "control": row.control,
             "chosen": row.chosen,
@@ -154,6 +157,7 @@ class Table:
             **({"options": row.options} if any(each.options for each in self.rows) else {}),
             "knob": row.knob,
             "value": row.value,
+            **{name: row.outer.get(name) for each in self.rows for name in each.outer},
             "control": row.control,
             "chosen": row.chosen,
             "split": self.split,

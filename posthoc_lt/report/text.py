@@ -25,7 +25,7 @@ def cells(table: Table) -> dict[str, list[str]]:
     rows, seen = table.rows, [table.shown(row) for row in table.rows]
     return {
         "method": [_name(row) for row in rows],
-        "knob": ["" if row.value is None else f"{show(row.knob, 8)}={row.value:.3g}" for row in rows],
+        "knob": [_knobs(row) for row in rows],
         **{group: [_percent(evaluation.group(group)) for evaluation in seen] for group in GROUPS},
         "balanced": [_balanced(evaluation) for evaluation in seen],
         "overall": [_percent(evaluation.accuracy) for evaluation in seen],
@@ -47,9 +47,16 @@ def heading(table: Table) -> str:
 
 
 def legend(table: Table) -> str:
-    """What the marks of the table mean."""
-    stars = "" if table.flatters else "; * clear of 0 after Holm"
-    return f"percent, ± 95% interval; vs baseline: balanced accuracy, paired\n> chosen; (control){stars}"
+    """What the figures are, and the marks that occur."""
+    rows = table.rows
+    compared = any(row.paired is not None for row in rows)
+    figures = "percent, ± 95% interval" + "; vs baseline: balanced accuracy, paired, ± toward 0" * compared
+    marks = {
+        "> chosen": any(row.chosen for row in rows),
+        "(control)": any(row.control for row in rows),
+        "* clear of 0 after Holm": any(row.clear for row in rows) and not table.flatters,
+    }
+    return "\n".join([figures, "; ".join(mark for mark, occurs in marks.items() if occurs)]).rstrip()
 
 
 def comparison(table: Table, width: int, color: bool) -> str:
@@ -93,15 +100,20 @@ def verdict(
     where = f"On {split}" + (", which also served to choose and so flatters," if split == "val" else ",")
     if bool((baseline.predicted == chosen.predicted).all()):
         return f"{where} nothing changed: the chosen head predicts exactly as the untouched one."
-    clauses = [] if values is None or metric == "balanced-accuracy" else [_chosen_by(metric, *values)]
-    clauses.append(_moved("balanced accuracy", baseline.balanced_accuracy, chosen.balanced_accuracy, overall))
+    balanced = (baseline.balanced_accuracy, chosen.balanced_accuracy)
+    clauses = {"balanced-accuracy": _moved("balanced accuracy", *balanced, overall)}
     for group, gain in (("few", few), ("many", many)):
         before, after = baseline.group(group), chosen.group(group)
         if gain is None or before is None or after is None:
-            clauses.append(f"{group}-shot classes are {NOTHING} (none has a sample)")
+            clauses[group] = f"{group}-shot classes are {NOTHING} (none has a sample)"
         else:
-            clauses.append(_moved(f"{group}-shot accuracy", before, after, gain))
-    return f"{where} {'; '.join(clauses)}."
+            name = metric_name(group) + (", the metric chosen by," if group == metric else "")
+            clauses[group] = _moved(name, before, after, gain)
+    if metric in clauses:
+        clauses = {metric: clauses.pop(metric), **clauses}
+    elif values is not None:
+        clauses = {metric: _chosen_by(metric, *values), **clauses}
+    return f"{where} {'; '.join(clauses.values())}."
 
 
 def metric_name(metric: str) -> str:
@@ -112,7 +124,9 @@ def metric_name(metric: str) -> str:
     """
     if metric in GROUPS:
         return f"{metric}-shot accuracy"
-    return {"g-mean": "G-mean", "macro-f1": "macro F1"}.get(metric, metric.replace("-", " "))
+    return {"g-mean": "G-mean", "macro-f1": "macro F1", "worst-class": "worst-class accuracy"}.get(
+        metric, metric.replace("-", " ")
+    )
 
 
 def _chosen_by(metric: str, before: float, after: float) -> str:
@@ -137,6 +151,11 @@ def _name(row: Row) -> str:
     return ("> " if row.chosen else "  ") + label
 
 
+def _knobs(row: Row) -> str:
+    knobs = {**row.outer, **({} if row.knob is None or row.value is None else {row.knob: row.value})}
+    return " ".join(f"{show(name, 8)}={number:.3g}" for name, number in knobs.items())
+
+
 def _percent(share: float | None) -> str:
     return NOTHING if share is None else f"{100 * share:.1f}"
 
@@ -151,7 +170,8 @@ def _gain(row: Row, star: bool) -> str:
     if row.paired is None:
         return ""
     gain = row.paired
-    reach = max(gain.high - gain.delta, gain.delta - gain.low)
+    # The interval is uneven: its side toward 0 is the one that a star depends on.
+    reach = max([gain.delta - gain.low] * (gain.delta >= 0) + [gain.high - gain.delta] * (gain.delta <= 0))
     return f"{100 * gain.delta:+.1f} ±{100 * reach:4.1f} {'*' if star else ' '}"
 
 

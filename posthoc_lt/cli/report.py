@@ -1,0 +1,42 @@
+"""``report``: the comparison and the choice as one page to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import posthoc_lt
+from posthoc_lt.cli import options, output
+from posthoc_lt.cli.compare import choosing
+
+
+@click.command()
+@options.together(
+    choosing,
+    options.seed,
+    options.device,
+    options.out("report.html", "Write the page to this file."),
+    options.force,
+    options.quiet,
+)
+def report(
+    features: Path,
+    methods: tuple[str, ...],
+    groups: tuple[float, float],
+    out: Path,
+    force: bool,
+    quiet: bool,
+    **choice: Any,
+) -> None:
+    """Fit every method, take the one that validation supports, and tell it as one HTML page.
+
+    The page holds its styles, script and figures, and fetches nothing.
+    """
+    output.protect(out, "page", features)
+    result = posthoc_lt.rebalance(features, methods=methods or None, edges=groups, **choice)
+    result.report(out, force)
+    output.say(result.verdict)
+    output.notes(result.notes, quiet)
+    output.note(f"Wrote {out}", quiet)
