@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from by_path import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_cases import logistic_gradient, penalty_unit, problem, sample_weights, softmax
 from torch import Tensor
 
 import posthoc_lt.features
-import posthoc_lt.solver
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
+from posthoc_lt.methods import DEFAULT_METHODS
 from posthoc_lt.priors import class_weights
-from posthoc_lt.solver import Blocks, Precondition, fit_logistic, minimise, path, penalties
+from posthoc_lt.solver import blocks, curvature, fit_logistic, fit_scaling, minimise, path, penalties
+from posthoc_lt.solver.blocks import Block, Blocks, sketch
+from posthoc_lt.solver.minimise import Precondition
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Given:
     value: Callable[[Tensor], Tensor]
     gradient: Callable[[Tensor], Tensor]
     scale: float = 1.0
+    noise: float = 1e-12
 
     def evaluate(self, point: Tensor) -> tuple[float, Tensor]:
         return self.value(point).item(), self.gradient(point)
@@ -105,6 +110,75 @@ def test_the_certificate_says_what_an_independent_count_says(balanced: bool) -> 
     assert solution.certificate.gradient_norm == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-8])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_large_problems_are_drafted_and_end_where_small_ones_do(
+    balanced: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = problem(4, counts=(400, 90, 30, 4), dimensions=8)
+    features = Features(torch.tensor(p.x, dtype=torch.float16), torch.tensor(p.y))
+    weights = class_weights(torch.tensor(p.counts), q=0.0 if balanced else 1.0)
+    l2 = [1.0, 0.1, 1e-3]
+    small = fit_logistic(features, weights, l2)
+    monkeypatch.setattr(blocks, "LARGE", 0)
+    monkeypatch.setattr(curvature, "BLOCK_WIDTH", 0)
+    large = fit_logistic(features, weights, l2, tolerance=tolerance)
+    for penalty, one, other in zip(l2, small, large, strict=True):
+        assert other.certificate.converged
+        gap = other.certificate.objective - one.certificate.objective
+        assert abs(gap) <= 1e-6 * one.certificate.objective + tolerance**2 / (2 * penalty)  # ‖∇‖²/2λ, and float32
+    default = fit_logistic(features, weights, l2)
+    assert all(1e-8 < each.certificate.gradient_norm <= 1e-3 for each in default)
+
+
+@pytest.mark.parametrize("offsets", [False, True])
+def test_large_scalings_end_where_small_ones_do(offsets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(4, counts=(400, 90, 30, 4), dimensions=8)
+    features, weights = Features(torch.tensor(p.x), torch.tensor(p.y)), class_weights(torch.tensor(p.counts))
+    centre = torch.tensor([[1.0, 0.0]] if offsets else [[0.0]]).repeat(4, 1)
+    small = fit_scaling(p.head(), features, weights, [1.0, 1e-3], centre)
+    monkeypatch.setattr(blocks, "LARGE", 0)
+    for one, other in zip(small, fit_scaling(p.head(), features, weights, [1.0, 1e-3], centre), strict=True):
+        assert other.certificate.converged
+        assert other.certificate.objective == pytest.approx(one.certificate.objective, rel=1e-4)
+        torch.testing.assert_close(other.weight, one.weight, rtol=1e-2, atol=1e-2)
+
+
+@given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=6), share=st.floats(0.05, 1.0), seed=st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_a_sketch_keeps_rare_classes_whole_and_every_class_s_weight(counts: list[int], share: float, seed: int) -> None:
+    y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))]
+    weight = class_weights(torch.tensor(counts))
+    found = sketch(Blocks(Features(torch.arange(len(y)).double()[:, None], y), weight), share, torch.float64)
+    rows = found.features.x[:, 0].long()
+    assert torch.equal(found.features.labels, y[rows])
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    kept = torch.bincount(y[rows], minlength=len(counts))
+    cap = int(kept.max())
+    assert kept.tolist() == [min(n, cap) for n in counts]
+    assert len(rows) >= share * len(y) > sum(min(n, cap - 1) for n in counts)
+    torch.testing.assert_close(found.class_weight * kept, weight * torch.tensor(counts))
+
+
+def test_lws_and_affine_take_about_one_pass_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(0, counts=(200, 50, 10))
+    features, weights = Features(torch.tensor(p.x), torch.tensor(p.y)), class_weights(torch.tensor(p.counts))
+    passes, read = [], Blocks.__iter__
+
+    def counted(each: Blocks) -> Iterator[Block]:
+        passes.append(1)
+        return read(each)
+
+    monkeypatch.setattr(Blocks, "__iter__", counted)
+    for centre in (torch.zeros(3, 1), torch.tensor([[1.0, 0.0]]).repeat(3, 1)):
+        passes.clear()
+        found = fit_scaling(p.head(), features, weights, penalties(None), centre)
+        steps = sum(each.certificate.iterations for each in found)
+        # one to weigh the start of all, two a penalty for its start and its Hessian, and one a step
+        assert len(passes) <= 1 + 2 * len(found) + 1.2 * steps
+
+
 @given(scale=st.floats(1e-4, 1e4), offset=st.floats(-100, 100), balanced=st.booleans())
 @settings(max_examples=15, deadline=None)
 def test_neither_unit_nor_offset_of_the_features_changes_a_logit(scale: float, offset: float, balanced: bool) -> None:
@@ -128,10 +202,10 @@ def test_of_equal_minimisers_the_centred_one_is_given() -> None:
 def test_wide_features_are_preconditioned_otherwise_and_end_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(1)
     features, weights = Features(torch.tensor(p.x), torch.tensor(p.y)), class_weights(torch.tensor(p.counts))
-    blocks = fit_logistic(features, weights, [1.0, 0.01], tolerance=1e-10)
-    monkeypatch.setattr(posthoc_lt.solver, "BLOCK_WIDTH", 0)
+    by_class = fit_logistic(features, weights, [1.0, 0.01], tolerance=1e-10)
+    monkeypatch.setattr(curvature, "BLOCK_WIDTH", 0)
     likeness = fit_logistic(features, weights, [1.0, 0.01], tolerance=1e-10)
-    for one, other in zip(blocks, likeness, strict=True):
+    for one, other in zip(by_class, likeness, strict=True):
         assert one.certificate.converged
         assert other.certificate.converged
         torch.testing.assert_close(one.weight, other.weight, rtol=1e-6, atol=1e-7)
@@ -140,7 +214,7 @@ def test_wide_features_are_preconditioned_otherwise_and_end_alike(monkeypatch: p
 
 @pytest.mark.parametrize("width", [0, 10**6])
 def test_more_dimensions_than_samples_dead_ones_and_copies(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(posthoc_lt.solver, "BLOCK_WIDTH", width)
+    monkeypatch.setattr(curvature, "BLOCK_WIDTH", width)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(12, 20, generator=generator, dtype=torch.float64)
     x[:, 3], x[:, 4], x[:, 5] = 0.0, 7.0, x[:, 6]
@@ -168,14 +242,14 @@ def test_classes_that_do_not_differ_get_a_head_of_zeros() -> None:
 
 def test_blocks_in_pieces_hold_the_samples_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = torch.arange(20.0).reshape(10, 2), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
-    blocks = Blocks(Features(x, y), torch.tensor([0.1, 0.2, 0.3]), lambda f: 2 * f)
+    passes = Blocks(Features(x, y), torch.tensor([0.1, 0.2, 0.3]))
     monkeypatch.setattr(posthoc_lt.features, "CHUNK_ELEMENTS", 12)
-    pieces = list(blocks)
+    pieces = list(passes)
     assert [len(piece.x) for piece in pieces] == [4, 4, 2]
-    assert torch.equal(torch.cat([piece.x for piece in pieces]), 2 * x.double())
+    assert torch.equal(torch.cat([piece.x for piece in pieces]), x.double())
     assert torch.equal(torch.cat([piece.y for piece in pieces]), y)
     torch.testing.assert_close(torch.cat([piece.w for piece in pieces]), 0.1 * (y + 1).double(), rtol=1e-6, atol=0)
-    assert [len(piece.x) for piece in blocks] == [4, 4, 2]
+    assert [len(piece.x) for piece in passes] == [4, 4, 2]
 
 
 def test_penalties_run_from_strong_to_weak_by_half_decades() -> None:
@@ -192,3 +266,23 @@ def test_a_path_is_in_the_dtype_and_form_of_the_head() -> None:
     assert fitted.certificates == tuple(solution.certificate for solution in solutions)
     assert torch.equal(fitted.at(0.1).weight, solutions[1].weight.float())
     assert not fitted.at(0.1).has_bias
+
+
+def test_the_benchmark_against_peers_compares_equal_objectives(capsys: pytest.CaptureFixture[str]) -> None:
+    size = "--samples 300 --dimensions 8 --classes 3 --imbalance 8 --l2 0.1 --json"
+    load("benchmarks/solver.py").main(size.split())
+    (found,) = json.loads(capsys.readouterr().out)
+    for peer in ("sklearn_objective", "torch_objective"):
+        assert found["objective"] == pytest.approx(found[peer], rel=1e-4)
+    assert found["relative_gradient"] <= 1.5e-3
+    assert found["seconds_over_sklearn"] == found["seconds"] / found["sklearn_seconds"]
+
+
+def test_the_benchmark_of_all_methods_fits_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    load("benchmarks/solver.py").main(["--size", "imagenet-lt", "--fraction", "0.004", "--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["samples"], found["dimensions"], found["classes"]) == (463, 8, 4)
+    assert found["methods"] == list(DEFAULT_METHODS)
+    assert found["compare_products"] == found["compare_seconds"] / found["product_seconds"]
+    assert found["peak_anonymous_mib"] > 0
+    assert (found["skipped"], found["unsolved"]) == ({}, [])

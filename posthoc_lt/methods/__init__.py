@@ -22,3 +22,6 @@ def _discover() -> dict[str, type[Method]]:
 
 METHODS: dict[str, type[Method]] = _discover()
 """Methods by name, in the order of every table: the controls first, then by name."""
+
+DEFAULT_METHODS = tuple(name for name, method in METHODS.items() if method.default)
+"""The names of those fitted where none is named."""

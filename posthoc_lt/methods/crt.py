@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
 
 from posthoc_lt.family import Path
-from posthoc_lt.features import Training
+from posthoc_lt.features import Features, Training
 from posthoc_lt.head import Head
+from posthoc_lt.losses import CrossEntropy, LogitAdjusted
 from posthoc_lt.methods.method import Method
-from posthoc_lt.priors import class_weights
-from posthoc_lt.solver import fit_logistic, path, penalties
+from posthoc_lt.priors import class_weights, effective_number_weights
+from posthoc_lt.recipe import CRT_SCHEDULE, sgd
+from posthoc_lt.sampling import PowerSampler
+from posthoc_lt.solver import Solution, fit_logistic, path, penalties
+
+BETA = 0.9999
+_EXPONENTS = {"class": 0.0, "square-root": 0.5, "instance": 1.0}
 
 
 @dataclass(frozen=True)
 class CRT(Method):
     """Class-balanced multinomial logistic regression on the train features (Kang 2020, arXiv:1910.09217).
 
-    ``min Σ wᵢ CE(W'xᵢ + b', yᵢ) + (λ/2)‖W'‖²`` with wᵢ = 1/(C·n_y), λ = l2·σ² and σ² the mean variance of a
+    ``min Σ wᵢ CE(W'xᵢ + b', yᵢ) + (λ/2)‖W' − W₀‖²`` with wᵢ = 1/(C·n_y), λ = l2·σ² and σ² the mean variance of a
     feature under the same weights; the bias is free. Solved to its minimum, where the authors take SGD steps
-    with class-balanced sampling. Large l2: nearly uniform predictions, in the direction of the class means;
-    small l2: the train samples separated, and weights hardly matter.
+    with class-balanced sampling: what a sampler does in expectation, weights do exactly. Large l2: nearly
+    uniform predictions, in the direction of the class means; small l2: the train samples separated, and weights
+    hardly matter.
 
     Args:
         l2: the penalty in units of the feature variance; None fits 13 from 10 to 1e-5.
+        sampler: whose draws the weights stand for: each class as often (``class``), ∝ √n_c (``square-root``),
+            or ∝ n_c (``instance``).
+        loss: ``cross-entropy``; ``logit-adjusted`` (Menon 2021, arXiv:2007.07314, τ = 1), which adds the log of
+            the sampler's class frequencies in training: since the bias is free that is the same fit with them
+            subtracted from b', so that with sampler ``instance`` it is refit followed by logit-adjust, and with
+            ``class`` nothing; or ``class-balanced`` (Cui 2019, arXiv:1901.05555), which weighs by the effective
+            number of samples, β = 0.9999, and is meant for sampler ``instance``.
+        towards: W₀, ``zero`` or the ``checkpoint``'s weights, which a large l2 then keeps.
+        recipe: ``convex``, or ``paper``: the authors' SGD on cached features (`posthoc_lt.recipe.sgd`), with l2 its
+            weight decay, 5e-4 by default, and `towards` where it starts: afresh or from the checkpoint's head.
 
     Raises:
         PosthocError: no train features, a class without samples, or l2 not above 0.
@@ -37,9 +57,59 @@ class CRT(Method):
         default=None,
         metadata={"help": "Penalty, in units of the feature variance; by default validation chooses from 10 to 1e-5."},
     )
+    sampler: Literal["class", "square-root", "instance"] = field(
+        default="class", metadata={"help": "How often a sampler would draw each class: alike, by sqrt(n_c), by n_c."}
+    )
+    loss: Literal["cross-entropy", "logit-adjusted", "class-balanced"] = field(
+        default="cross-entropy",
+        metadata={
+            "help": "Plain, with the log frequencies added in training, or by effective numbers of samples; "
+            "the last two are meant for --sampler instance."
+        },
+    )
+    towards: Literal["zero", "checkpoint"] = field(
+        default="zero", metadata={"help": "Which weights the penalty draws to."}
+    )
+
+    recipe: Literal["convex", "paper"] = field(
+        default="convex", metadata={"help": "Solve to the minimum, or take the authors' SGD steps with decay --l2."}
+    )
 
     def fit(self, head: Head, training: Training) -> Path:
-        """A head a penalty, the strongest first, with certificates."""
+        """A head a penalty, the strongest first, with certificates; by the paper's recipe a single one."""
         features, l2 = training.require(self.name), penalties(self.l2)
-        weights = class_weights(features.counts(head.classes), q=0.0)
-        return path(head, l2, fit_logistic(features, weights, l2))
+        if self.recipe == "paper":
+            return self._descend(head, features, CRT_SCHEDULE.weight_decay if self.l2 is None else l2[0])
+        counts = features.counts(head.classes)
+        weights = self._weights(counts)
+        solutions = fit_logistic(features, weights, l2, towards=head.weight if self.towards == "checkpoint" else None)
+        if self.loss == "logit-adjusted":
+            shift = (weights * counts).log()
+            solutions = tuple(replace(each, bias=each.bias - shift.to(each.bias)) for each in solutions)
+        return path(head, l2, solutions)
+
+    def _weights(self, counts: Tensor) -> Tensor:
+        """Of one sample of each class (C,), all samples' summing to 1."""
+        weights = class_weights(counts, _EXPONENTS[self.sampler])
+        if self.loss != "class-balanced":
+            return weights
+        weights = weights * effective_number_weights(counts, BETA)
+        return weights / (weights * counts).sum()
+
+    def _descend(self, head: Head, features: Features, decay: float) -> Path:
+        counts, q = features.counts(head.classes), _EXPONENTS[self.sampler]
+        shares = class_weights(counts, q) * counts
+        loss = {
+            "cross-entropy": CrossEntropy(),
+            "logit-adjusted": LogitAdjusted(shares.log().float()),
+            "class-balanced": CrossEntropy(effective_number_weights(counts, BETA).float()),
+        }[self.loss]
+        found = sgd(
+            features,
+            head.classes,
+            schedule=replace(CRT_SCHEDULE, weight_decay=decay),
+            sampler=None if self.sampler == "class" else PowerSampler(features.labels.cpu(), q=q),
+            loss=loss.to(features.device),
+            start=head.to(torch.float32) if self.towards == "checkpoint" else None,
+        )
+        return path(head, (decay,), (Solution(found.weight, found.bias),))

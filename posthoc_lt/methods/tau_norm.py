@@ -40,16 +40,20 @@ class TauNorm(Method):
 
     def fit(self, head: Head, training: Training) -> Power | KeptBias:
         """The head, and u = log‖w‖."""
-        log_norms = _log_norms(head)
+        logs = log_norms(head)
         if self.bias == "keep":
-            return KeptBias(head, log_norms)
+            return KeptBias(head, logs)
         if self.bias == "scale":
-            return Power(head, log_norms)
-        return Power(replace(head, bias=torch.zeros_like(head.bias)), log_norms)
+            return Power(head, logs)
+        return Power(replace(head, bias=torch.zeros_like(head.bias)), logs)
 
 
-def _log_norms(head: Head) -> Tensor:
-    """log‖w_c‖, (C,) float64."""
+def log_norms(head: Head) -> Tensor:
+    """log‖w_c‖, (C,) float64.
+
+    Raises:
+        PosthocError: a class has weights of norm 0.
+    """
     norms: Tensor = torch.linalg.vector_norm(head.weight.double(), dim=1)
     empty = (norms == 0).nonzero().flatten().tolist()
     if empty:

@@ -1,0 +1,48 @@
+"""Affine calibration of the logits: one factor and one offset a class, learned with every class weighing the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from posthoc_lt.family import Path
+from posthoc_lt.features import Training
+from posthoc_lt.head import Head
+from posthoc_lt.methods.method import Method
+from posthoc_lt.priors import class_weights
+from posthoc_lt.solver import fit_scaling, path, penalties
+
+
+@dataclass(frozen=True)
+class Affine(Method):
+    """Margin calibration (MARC, Wang 2022, arXiv:2112.07225), ``w'_c = ω_c w_c, b'_c = ω_c b_c + β_c``.
+
+    ``min Σ wᵢ CE(ω∘(Wxᵢ + b) + β, yᵢ) + (l2/2)(‖ω − 1‖² + ‖β‖²)`` with wᵢ = 1/(C·n_y). The authors multiply
+    β_c by ‖w_c‖ and take SGD steps from ω = 1, β = 0; here that start is what the penalty draws to, and the
+    minimum is found. Large l2: the untouched head; small l2: the factors and offsets that fit the train samples
+    best. DisAlign (Zhang 2021, arXiv:2103.16370) with a constant confidence has the same form.
+
+    Args:
+        l2: the penalty; None fits 13 from 10 to 1e-5.
+
+    Raises:
+        PosthocError: no train features, a class without samples, or l2 not above 0.
+    """
+
+    paper: ClassVar[str] = "2112.07225"
+    formula: ClassVar[str] = "w' = omega w, b' = omega b + beta, both = argmin class-balanced CE + l2 penalty"
+    knob: ClassVar[str | None] = "l2"
+
+    l2: float | None = field(
+        default=None,
+        metadata={"help": "Penalty on leaving the untouched head; by default validation chooses from 10 to 1e-5."},
+    )
+
+    def fit(self, head: Head, training: Training) -> Path:
+        """A head a penalty, the strongest first, with certificates."""
+        features, l2 = training.require(self.name), penalties(self.l2)
+        weights = class_weights(features.counts(head.classes), q=0.0)
+        centre = torch.tensor([1.0, 0.0]).repeat(head.classes, 1)
+        return path(head, l2, fit_scaling(head, features, weights, l2, centre))
