@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
-from by_path import load
+from by_path import EXAMPLES, load
 from torch import nn
 
 from posthoc_lt import FeatureSet, extract, load_features, save_features
@@ -47,6 +48,14 @@ def original_model() -> Callable[[], nn.Module]:
         return model.eval()
 
     return build
+
+
+@pytest.fixture(scope="module")
+def beside() -> Iterator[None]:
+    """The folder of the examples on the path, as when one of them runs."""
+    sys.path.insert(0, str(EXAMPLES))
+    yield
+    sys.path.remove(str(EXAMPLES))
 
 
 @pytest.fixture

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from by_path import EXAMPLES
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
@@ -21,13 +18,7 @@ from posthoc_lt import FeatureSet
 from posthoc_lt.losses import ClassBalanced, LogitAdjusted, cross_entropy, initialise_bias
 from posthoc_lt.priors import effective_number_weights, log_prior
 
-
-@pytest.fixture(scope="module", autouse=True)
-def beside() -> Iterator[None]:
-    """Import the examples as when they run, with their folder on the path."""
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
+pytestmark = pytest.mark.usefixtures("beside")
 
 
 @pytest.fixture(scope="module")

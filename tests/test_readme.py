@@ -13,10 +13,12 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from by_path import load
 
 import posthoc_lt
 from posthoc_lt import METHODS, FeatureSet
 from posthoc_lt.cli import cli
+from posthoc_lt.methods import DEFAULT_METHODS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,6 +44,11 @@ def test_every_command_and_flag_named_exists() -> None:
         assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest)) <= flags, (name, rest)
 
 
+def test_the_page_of_commands_is_what_they_print() -> None:
+    page = load("commands.py")
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(), "run: python examples/commands.py"
+
+
 def test_the_table_of_methods_has_a_row_for_each() -> None:
     section = README.partition("## Methods")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `([a-z-]+)` \|", section, flags=re.MULTILINE)) == set(METHODS)
@@ -53,7 +60,7 @@ def test_the_output_shown_is_the_output_printed(features: FeatureSet) -> None:
     printed = posthoc_lt.rebalance(features).comparison.text()
     shown_rows, printed_rows = ([line for line in text.splitlines() if "±" in line] for text in (shown, printed))
     shown_rows, printed_rows = ([line for line in rows if "percent" not in line] for rows in (shown_rows, printed_rows))
-    assert len(shown_rows) == len(METHODS)
+    assert len(shown_rows) == len(DEFAULT_METHODS)
     for row, actual in zip(shown_rows, printed_rows, strict=True):
         assert re.findall(r"[a-z-]+", row)[0] == re.findall(r"[a-z-]+", actual)[0]
         numbers, others = ([float(n) for n in re.findall(r"(?<![=\d])-?\d+\.\d\b", text)] for text in (row, actual))

