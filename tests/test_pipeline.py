@@ -374,3 +374,14 @@ def test_one_method_is_fitted_from_a_path_and_one_floor_from_a_string(case: Path
     found = posthoc_lt.rebalance(path, methods="logit-adjust", subject_to="many>=0.85")
     assert found.chosen.val is not None
     assert (found.chosen.val.group("many") or 0) >= 0.85 - 1e-9
+
+
+def test_only_tau_has_a_value_without_validation(features: FeatureSet) -> None:
+    """w/pi^1 would throw away all but the rarest class: no paper sets gamma unseen."""
+    bare = replace(features, val=None)
+    assert fit("logit-adjust", bare).choice.decided_by == "untuned"
+    with pytest.raises(PosthocError, match="set --gamma"):
+        fit("scale", bare)
+    assert features.val is not None
+    unlabelled = replace(features, val=Features(features.val.x))
+    assert fit("scale", unlabelled).choice.decided_by == "label-free"

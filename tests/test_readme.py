@@ -68,12 +68,12 @@ def test_the_output_shown_is_the_output_printed(features: FeatureSet) -> None:
 
 
 def test_the_method_in_eight_lines_works_as_pasted(case: Path, tmp_path: Path, features: FeatureSet) -> None:
-    (code,) = [block for block in blocks("python") if "class CDT" in block]
+    (code,) = [block for block in blocks("python") if "class Margin" in block]
     assert len([line for line in code.splitlines() if line.strip()]) <= 8
     shutil.copytree(ROOT / "posthoc_lt", tmp_path / "posthoc_lt", ignore=shutil.ignore_patterns("demo", "__pycache__"))
-    (tmp_path / "posthoc_lt" / "methods" / "cdt.py").write_text(code)
+    (tmp_path / "posthoc_lt" / "methods" / "margin.py").write_text(code)
     done = subprocess.run(
-        [sys.executable, "-m", "posthoc_lt", "cdt", "--gamma", "0.2", "--format", "json"],
+        [sys.executable, "-m", "posthoc_lt", "margin", "--tau", "2.0", "--format", "json"],
         cwd=case,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -82,10 +82,9 @@ def test_the_method_in_eight_lines_works_as_pasted(case: Path, tmp_path: Path, f
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    counts = features.counts.numpy()
-    scale = (counts / counts.sum()) ** 0.2
+    counts = features.counts.double().numpy()
     assert features.test is not None
-    logits = features.head(features.test.x).double().numpy() / scale
-    assert found["gamma"] == 0.2
+    logits = features.head(features.test.x).double().numpy() + 2.0 * counts**-0.25
+    assert found["tau"] == 2.0
     accuracy = np.mean(logits.argmax(axis=1) == features.test.labels.numpy())
     assert found["test"]["accuracy"] == pytest.approx(accuracy, abs=2e-3)

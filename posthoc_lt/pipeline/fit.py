@@ -240,7 +240,9 @@ def _choice(method: Method, family: Family, features: FeatureSet, knob: float | 
         return Choice(None, family.at(None), "none")
     if val is not None and val.y is not None:
         return choose(family, val, selection.goal_of(method, features))
-    if method.knob in ("tau", "gamma") and isinstance(family, Line | Power | KeptBias) and not selection.subject_to:
+    # A tau of 1 is the papers'; without any validation samples no other knob has such a value.
+    blind = method.knob == "tau" or (method.knob == "gamma" and val is not None and len(val) > 0)
+    if blind and isinstance(family, Line | Power | KeptBias) and not selection.subject_to:
         return _choose_without_labels(family, val, method.target(features.training))
     raise PosthocError(
         "features without a labelled validation split",

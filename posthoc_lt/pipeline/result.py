@@ -218,11 +218,19 @@ class Result(Comparison):
         data: str | os.PathLike[str] | None = None,
         force: bool = False,
         add_bias: bool = False,
+        allow_pickle: bool = False,
     ) -> Exported:
         """Fold the head into a checkpoint of the same kind, verified on real inputs; see `posthoc_lt.export`."""
         place = None if data is None else Path(data)
         return export(
-            Path(checkpoint), self.head, Path(out), features=self.features, data=place, force=force, add_bias=add_bias
+            Path(checkpoint),
+            self.head,
+            Path(out),
+            features=self.features,
+            data=place,
+            force=force,
+            add_bias=add_bias,
+            allow_pickle=allow_pickle,
         )
 
     def apply(self, add_bias: bool = False) -> nn.Module:
