@@ -39,9 +39,10 @@ def new_axes() -> Axes:
     return pyplot.subplots(layout="constrained")[1]
 
 
-def headed(axes: Axes, title: str, columns: int = 3) -> Axes:
+def headed(axes: Axes, title: str) -> Axes:
     """The legend above the axes, where it hides nothing, and the title above the legend."""
     labels = axes.get_legend_handles_labels()[1]
+    columns = 3 if len(labels) <= 6 else 4
     if labels:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
     rows = -(-len(labels) // columns)
