@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from posthoc_lt.checkpoint import candidates, fold, identify, load_network, read
+from posthoc_lt.checkpoint import Preprocessing, candidates, fold, identify, load_network, read
 from posthoc_lt.checkpoint import fingerprint as module
 from posthoc_lt.checkpoint.build_fingerprints import CLASSES, Operations, entry
 from posthoc_lt.checkpoint.fingerprint import INDEX, Known, fingerprint, matches
@@ -154,6 +154,7 @@ def test_a_known_network_needs_no_arch_and_takes_a_head_under_another_name(
         checkpoint = read(saved(tmp_path / "m.pt", {"state_dict": {f"module.{k}": v for k, v in state.items()}}))
         architecture = identify(checkpoint)
         assert (architecture.name, architecture.note) == ("timm:net", "")
+        assert isinstance(architecture.preprocessing, Preprocessing)
         assert architecture.preprocessing.input_size == 8
         assert torch.equal(load_network(checkpoint, architecture)(x), network(x))
         assert candidates(checkpoint)[0].heads == (new.removesuffix("."),)

@@ -59,6 +59,7 @@ def test_the_built_in_family_needs_no_arch(tmp_path: Path, depth: int, channels:
     checkpoint = saved(tmp_path / "m.pt", {"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}})
     architecture = identify(checkpoint)
     assert architecture.name == f"cifar-resnet{depth}"
+    assert isinstance(architecture.preprocessing, Preprocessing)
     assert architecture.preprocessing.channels == channels
     assert identify(checkpoint, architecture.name).name == architecture.name
     loaded = load_network(checkpoint, architecture)
@@ -154,6 +155,7 @@ def test_timm_takes_classes_channels_and_preprocessing(
     architecture = identify(checkpoint, "timm:net")
     assert load_network(checkpoint, architecture).get_parameter("fc.weight").shape == (classes, 8)
     mean = (0.1, 0.2, 0.3) if channels == 3 else ((0.1 + 0.2 + 0.3) / 3,)
+    assert isinstance(architecture.preprocessing, Preprocessing)
     assert architecture.preprocessing.mean == mean
     assert (architecture.preprocessing.input_size, architecture.preprocessing.crop) == (32, 0.9)
 
@@ -191,6 +193,7 @@ def test_own_code_in_the_current_folder(tmp_path: Path, code: Callable[[str], st
         architecture = identify(checkpoint, f"{module}:{factory}")
         x = torch.randn(2, 1, 4, 4)
         assert torch.equal(load_network(checkpoint, architecture)(x), network.eval()(x))
+        assert isinstance(architecture.preprocessing, Preprocessing)
         assert architecture.preprocessing.channels == 1
     assert sys.path == path
 

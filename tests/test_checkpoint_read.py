@@ -164,7 +164,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("epoch,loss\n1,2.3\n" * 9), "no checkpoint"),
     "one byte": (lambda path: path.write_bytes(b"\x80"), "cut short or damaged|no checkpoint"),
     "zip": (make_zip, "a zip archive that torch.save did not write"),
-    "torchscript": (make_torchscript, "a TorchScript archive"),
+    "torchscript": (make_torchscript, "begins as TorchScript but is cut short or damaged"),
     "half a torch file": (cut(save_zip, 0.5), "cut short or damaged"),
     "torch file less its end": (cut(save_zip, 0.999), "cut short or damaged"),
     "half an old torch file": (cut(save_legacy, 0.5), "cut short or damaged"),

@@ -19,4 +19,5 @@ def test_the_figures_of_the_readme_are_drawn_by_the_script(features: FeatureSet,
     readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
     assert re.findall(r'src="examples/figures/([a-z]+\.png)"', readme) == [path.name for path in made]
     for path in made:
-        assert Image.open(path).size == Image.open(EXAMPLES / "figures" / path.name).size
+        with Image.open(path) as drawn, Image.open(EXAMPLES / "figures" / path.name) as kept:
+            assert drawn.size == kept.size

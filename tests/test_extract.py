@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.extraction import _collect, extract, extract_loaders, is_current, open_source, spread
+from posthoc_lt.extraction import extract, extract_loaders, is_current, open_source, spread
+from posthoc_lt.extraction.loop import Forward, collect
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.files import load_features, save_features
 
@@ -190,7 +191,7 @@ def test_rows_that_are_no_numbers_are_counted() -> None:
     x = torch.ones(7, 3)
     x[2, 1], x[5, 0] = float("nan"), float("-inf")
     with pytest.raises(PosthocError, match="in 2 of 7 val rows"):
-        _collect("val", lambda x: (x, x), [(x[:3], torch.zeros(3)), (x[3:], torch.zeros(4))], CPU, mixed=False)
+        collect("val", [(x[:3], torch.zeros(3)), (x[3:], torch.zeros(4))], Forward(lambda x: (x, x), CPU))
 
 
 CPU = torch.device("cpu")
@@ -365,7 +366,7 @@ def test_mixed_precision_overflow_is_computed_again() -> None:
         yield torch.full((2, 3), 0.5), torch.tensor([0, 1])
         yield torch.full((1, 3), 2.0), torch.tensor([2])
 
-    got = _collect("train", run, batches(), CPU, mixed=True)
+    got = collect("train", batches(), Forward(run, CPU, mixed=True))
     assert calls == [True, True, False]
     assert got.x.tolist() == [[0.5] * 3, [0.5] * 3, [2.0] * 3]
 
