@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from posthoc_lt.cli import options, output
 from posthoc_lt.cli.splits import split_rows
 from posthoc_lt.data import DataSpec
 from posthoc_lt.errors import PosthocError, listed, show
-from posthoc_lt.extraction import extract_source, is_current, open_source
+from posthoc_lt.extraction import extract_source, extract_to, is_current, open_source
 from posthoc_lt.features import FeatureSet
-from posthoc_lt.files import FEATURES, load_features, save_features
+from posthoc_lt.files import FEATURES, discard, find, load_features, save_features
+from posthoc_lt.fitting import L2
 from posthoc_lt.report import render
 
 data_options = options.together(
@@ -54,6 +56,9 @@ data_options = options.together(
     options.out("feats.safetensors", "The feature file to write."),
     click.option("--arch", help="timm:NAME, torchvision:NAME or module:factory, where the tensors do not tell."),
     click.option("--weights", metavar="KEY", help="Which set of weights, where the file holds several."),
+    options.allow_pickle,
+    click.option("--fit-head", is_flag=True, help="For a sentence encoder, which has no head: fit one on train."),
+    click.option("--l2", type=float, default=L2, show_default=True, help="Its penalty, in feature variances."),
     click.option("--mean", type=options.numbers, help="Mean of each channel, such as 0.485,0.456,0.406."),
     click.option("--std", type=options.numbers, help="Standard deviation of each channel."),
     click.option("--input-size", type=click.IntRange(min=1), help="Side of the square that the network takes."),
@@ -70,6 +75,14 @@ data_options = options.together(
     ),
     click.option("--limit", type=click.IntRange(min=1), help="At most so many images a split, to try things out."),
     click.option("--counts", type=options.FILE, help="A file of train images a class, for want of train/."),
+    click.option(
+        "--shard-size",
+        type=options.size,
+        metavar="SIZE",
+        default="5GB",
+        show_default=True,
+        help="Past this size several files and an index, as Hugging Face lays out large models; a split stays whole.",
+    ),
     options.device,
     options.force,
     options.form,
@@ -80,6 +93,9 @@ def extract(
     out: Path,
     arch: str | None,
     weights: str | None,
+    allow_pickle: bool,
+    fit_head: bool,
+    l2: float,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     input_size: int | None,
@@ -88,13 +104,17 @@ def extract(
     on_error: str,
     limit: int | None,
     counts: Path | None,
+    shard_size: int,
     device: str,
     force: bool,
     form: str,
     quiet: bool,
     **data: Any,
 ) -> None:
-    """Run a checkpoint's network once over train, val and test and cache what its head reads."""
+    """Run a checkpoint's network once over train, val and test and cache what its head reads.
+
+    Interrupted, it goes on from there when the same command is typed again.
+    """
     output.protect(out, FEATURES, ckpt)
     numbers = None if counts is None else options.read_counts(counts)
     source = open_source(
@@ -107,11 +127,13 @@ def extract(
         input_size=input_size,
         counts=numbers,
         weights=weights,
+        allow_pickle=allow_pickle,
+        l2=l2 if fit_head else None,
         skip=on_error == "skip",
     )
     for note in filter(None, (source.checkpoint.note, source.architecture.note)):
         output.note(note, quiet)
-    features = None if force or not out.exists() else load_features(out)
+    features = None if force or find(out) is None else load_features(out)
     if features is not None:
         if not is_current(features, source):
             raise PosthocError(
@@ -119,11 +141,17 @@ def extract(
                 "a new file name, or leave to overwrite",
                 "give --force to overwrite it, or --out with another name",
             )
+        discard(out)  # left by a run that was killed when all was done
         output.note(f"{out} is up to date: the same checkpoint, transform and images.", quiet)
     else:
         start = time.perf_counter()
-        features = extract_source(source, device=device, batch_size=batch_size, workers=workers, progress=not quiet)
-        save_features(features, out, force)
+        how: Any = {"device": device, "batch_size": batch_size, "workers": workers, "progress": not quiet}
+        if source.l2 is None:
+            say = partial(output.note, quiet=quiet)
+            features = extract_to(out, source, force=force, shard_bytes=shard_size, note=say, **how)
+        else:
+            features = extract_source(source, **how)
+            save_features(features, out, force, shard_size)
         images = sum(map(len, features.splits().values()))
         output.note(f"Wrote {out}: {images} images in {time.perf_counter() - start:.1f} s", quiet)
     _note_findings(features, quiet)
@@ -164,15 +192,16 @@ def _print(features: FeatureSet, ckpt: Path, out: Path, form: str) -> None:
                 **output.preamble({"checkpoint": ckpt}),
                 "features": str(out),
                 "arch": provenance["arch"],
-                "head": provenance["head_name"],
+                "head": provenance["head_name"] or None,
                 "transform": provenance["transform"],
                 "splits": rows,
             }
         )
         return
     if form == "table":
+        head = provenance["head_name"] or f"fitted here ({provenance.get('fitted_head')})"
         output.say(
-            f"{show(provenance['arch'])}, head {show(provenance['head_name'])}: {features.head.classes} classes, "
+            f"{show(provenance['arch'])}, head {show(head)}: {features.head.classes} classes, "
             f"{features.head.dimensions} dimensions; transform {show(provenance['transform'], 200)}\n"
             "The untouched head on these features (figures far from those of your training mean a wrong transform):"
         )

@@ -15,7 +15,22 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path)
+
+class _File(click.Path):
+    """A path, refused as wrong usage where no file can have that name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        try:
+            return super().convert(value, param, ctx)
+        except ValueError:  # a NUL, or characters that the file system's encoding lacks
+            self.fail(f"{show(value)!r} is no name that a file can have.", param, ctx)
+
+
+FILE = _File(path_type=Path)
+
+READ = "posthoc_lt.read"
+"""The key of a context's `meta` under which lie the names of files that were read while options were parsed."""
 
 METRICS = (
     "balanced-accuracy",
@@ -37,9 +52,20 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def size(text: str) -> int:
+    """Bytes, such as ``5GB`` or ``200MB``; click turns a ValueError into a usage error."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    number = int(text[:-2]) * units[text[-2:].upper()] if text[-2:].upper() in units else int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def _words(path: Path) -> list[str]:
     """What a text file holds, separated by white space or commas, or as a JSON list."""
-    return path.read_text(encoding="utf-8").replace(",", " ").strip().strip("[]").split()
+    from posthoc_lt.files.text import read_text  # here, so that help costs no torch
+
+    return read_text(path).replace(",", " ").strip().strip("[]").split()
 
 
 def read_counts(path: Path) -> list[int]:
@@ -66,6 +92,8 @@ def read_weights(text: str) -> tuple[float, ...]:
     Raises:
         PosthocError: the file cannot be read, or holds something else.
     """
+    if (context := click.get_current_context(silent=True)) is not None:
+        context.meta.setdefault(READ, []).append(text)
     try:
         return tuple(float(word) for word in _words(Path(text)))
     except (OSError, ValueError) as error:
@@ -113,6 +141,11 @@ features = click.option(
     "--features", type=FILE, default="feats.safetensors", show_default=True, help="The feature file."
 )
 ckpt = click.option("--ckpt", "--checkpoint", "ckpt", type=FILE, required=True, help="The trained checkpoint.")
+allow_pickle = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Load even a pickled module or .pt2 file, which may run any code in it: only if you trust who made it.",
+)
 force = click.option("--force", is_flag=True, help="Overwrite an existing, different file.")
 form = click.option(
     "--format",

@@ -14,9 +14,11 @@ import click
 
 from posthoc_lt import __version__
 from posthoc_lt.checkpoint import read
+from posthoc_lt.cli import options
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.features import FeatureSet
-from posthoc_lt.files import container_kind, require_writable, save_head
+from posthoc_lt.files import container_kind, find, require_writable, save_head
+from posthoc_lt.files.container import is_file
 from posthoc_lt.head import Head
 from posthoc_lt.pipeline import Fitted
 from posthoc_lt.pipeline.result import saved_head
@@ -27,7 +29,8 @@ def preamble(inputs: Mapping[str, Path]) -> dict[str, object]:
     """What every JSON object begins with: the command, its version, arguments and input hashes."""
     context = click.get_current_context()
     arguments = {"format" if name == "form" else name: _argument(value) for name, value in context.params.items()}
-    hashes = {name: {"path": str(path), "sha256": _sha256(path)} for name, path in inputs.items() if path.is_file()}
+    found = {name: find(path) for name, path in inputs.items()}
+    hashes = {name: {"path": str(path), "sha256": _sha256(path)} for name, path in found.items() if path is not None}
     return {"command": context.info_name, "version": __version__, "arguments": arguments, "inputs": hashes}
 
 
@@ -73,7 +76,7 @@ def protect(out: Path | None, kind: str | None, *inputs: Path) -> None:
     Args:
         out: where the command writes, if it does.
         kind: the `container_kind` of what it writes, None for a checkpoint.
-        inputs: the files that the command reads.
+        inputs: the files that the command reads, beside those that its options name.
 
     Raises:
         PosthocError: `out` is an input, a folder, a file of another kind, or cannot be written.
@@ -83,7 +86,7 @@ def protect(out: Path | None, kind: str | None, *inputs: Path) -> None:
     require_writable(out)
     if not out.exists():
         return
-    same = any(path.exists() and out.samefile(path) for path in inputs)
+    same = any(is_file(path) and out.samefile(path) for path in (*inputs, *_named_files()))
     if same or not out.is_file() or _is_other(out, kind):
         what = "an input of this command" if same else "something else than this command writes"
         raise PosthocError(
@@ -91,6 +94,14 @@ def protect(out: Path | None, kind: str | None, *inputs: Path) -> None:
             "a file of its own (--force does not change that)",
             "give another --out",
         )
+
+
+def _named_files() -> list[Path]:
+    """What the command's options name: `--out` beside it may be none of these."""
+    context = click.get_current_context()
+    values = [value for name, value in context.params.items() if name != "out"] + context.meta.get(options.READ, [])
+    each = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+    return [Path(part) for part in each if isinstance(part, str | Path)]
 
 
 def _is_other(path: Path, kind: str | None) -> bool:

@@ -96,8 +96,8 @@ class Reader(Dataset[Read]):
             raise self._unreadable(first, self.skipped[first])
         return batch
 
-    def batches(self, size: int, workers: int | None = None) -> Iterator[tuple[Any, Tensor | None]]:
-        """Every sample once, in order, `size` at a time; read ahead by `workers`.
+    def batches(self, size: int, workers: int | None = None, start: int = 0) -> Iterator[tuple[Any, Tensor | None]]:
+        """Every sample from `start` on once, in order, `size` at a time; read ahead by `workers`.
 
         Images are read by threads, since decoding lets go of Python's lock, and a data set of the user's own code
         by processes, since nothing is known of it. None takes a thread a core, or none for few images and
@@ -112,7 +112,7 @@ class Reader(Dataset[Read]):
                 "a batch size above 0 and workers of 0 or more",
                 "give, for example, --batch-size 256 --workers 4",
             )
-        groups = [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+        groups = [range(first, min(first + size, len(self))) for first in range(start, len(self), size)]
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             for group in self._read(groups, workers):

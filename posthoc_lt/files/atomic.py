@@ -15,8 +15,8 @@ from posthoc_lt.errors import PosthocError, show
 
 
 @contextmanager
-def replacing(path: Path, force: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it when the block ends well.
+def replacing(path: Path, force: bool = False, inside: Path | None = None) -> Iterator[Path]:
+    """A temporary path beside `path`, or in a folder `inside` its folder, renamed onto it when the block ends well.
 
     The file appears under its final name complete and synced to disk, or not at all; its mode comes
     from the umask. A file that already holds the very same bytes is left as it is, so that a command
@@ -26,14 +26,14 @@ def replacing(path: Path, force: bool = False) -> Iterator[Path]:
         PosthocError: the folder cannot be written to, or `path` exists with other content.
     """
     path = Path(path)
-    temporary = _reserve(path)
+    temporary = _reserve(path, inside)
     try:
         yield temporary
         _publish(temporary, path, force)
     except OSError as error:
         if error.filename is not None and str(error.filename) not in (str(temporary), str(path)):
             raise
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,17 +47,18 @@ def require_writable(path: Path) -> None:
     _reserve(Path(path)).unlink()
 
 
-def _reserve(path: Path) -> Path:
-    """A new empty file beside `path`, hidden, under a name of its own, where `path` could be a file."""
+def _reserve(path: Path, inside: Path | None = None) -> Path:
+    """A new empty file, hidden, under a name of its own, `inside` or beside `path`, where that could be a file."""
     try:
         # A part of the name is enough to know it by: a longer one may not fit where the name itself does.
         temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+        temporary = temporary if inside is None else inside / temporary.name
         with suppress(FileNotFoundError):
             if stat.S_ISDIR(os.lstat(path).st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         _create(temporary)
     except (OSError, ValueError) as error:
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
     return temporary
 
 
@@ -104,7 +105,8 @@ def _move_to_free(temporary: Path, path: Path) -> None:
             raise
 
 
-def _unwritable(path: Path, error: OSError | ValueError) -> PosthocError:
+def unwritable(path: Path, error: OSError | ValueError) -> PosthocError:
+    """What to tell of a file that could not be written."""
     reason = error.strerror or show(error) if isinstance(error, OSError) else "no file can have that name"
     return PosthocError(
         f"{show(path)}, which cannot be written ({reason})",

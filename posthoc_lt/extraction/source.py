@@ -1,0 +1,140 @@
+"""What there is to extract, opened and told apart from what was extracted before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from posthoc_lt.checkpoint import Architecture, Checkpoint, Transform, identify, read
+from posthoc_lt.data import Data, DataSpec, Reader, fingerprint, limited, open_data, printable
+from posthoc_lt.errors import PosthocError, show
+from posthoc_lt.features import FeatureSet
+from posthoc_lt.fitting import fitted_head_note
+
+IDENTITY = (
+    "checkpoint_sha256",
+    "weights",
+    "arch",
+    "transform",
+    "data_fingerprint",
+    "limit",
+    "counts_given",
+    "fitted_head",
+)
+"""The provenance that decides what the features are: where all of it agrees, a cache is up to date."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What there is to extract: a checkpoint with its architecture, and the images.
+
+    Args:
+        checkpoint: as read.
+        architecture: as identified.
+        preprocessing: the architecture's, with what the user changed.
+        data: the images, limited where asked.
+        provenance: strings for the feature file, all known before the network runs.
+        train_counts: (C,) train images a class where `limit` leaves some out, since groups and priors are
+            those of what the network was trained on; shorter where the last classes have none.
+        skip: leave out images that cannot be read.
+        l2: the penalty of a head to be fitted, for a network that has none.
+    """
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    preprocessing: Transform
+    data: Data
+    provenance: Mapping[str, str]
+    train_counts: Tensor | None = None
+    skip: bool = False
+    l2: float | None = None
+
+    def split(self, name: str) -> Reader:
+        """The images of one split, as the network takes them."""
+        return self.data.reader(name, self.preprocessing, self.preprocessing.collate, skip=self.skip)
+
+    def readers(self) -> dict[str, Reader]:
+        """Every split, by name."""
+        return {name: self.split(name) for name in self.data.splits}
+
+    def whole_counts(self, classes: int, readers: Mapping[str, Reader]) -> Tensor | None:
+        """The counts of all that the network was trained on, where the train features are only a part of it."""
+        counts = self.train_counts
+        if counts is None:
+            part = "train" in readers and bool(readers["train"].skipped)
+            return self.data.counts("train", classes) if part else None
+        named = "counts_given" in self.provenance
+        return counts if named else nn.functional.pad(counts, (0, classes - len(counts)))
+
+
+def open_source(
+    ckpt: Path | str,
+    data: DataSpec | Path | str = "data",
+    *,
+    arch: str | None = None,
+    limit: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
+    counts: Sequence[int] | None = None,
+    skip: bool = False,
+    weights: str | None = None,
+    allow_pickle: bool = False,
+    l2: float | None = None,
+) -> Source:
+    """Read the checkpoint and list the images, without building or running the network; arguments as `extract`'s.
+
+    Raises:
+        PosthocError: see `checkpoint.read`, `checkpoint.identify` and `data.open_data`.
+    """
+    checkpoint = read(ckpt, weights, allow_pickle=allow_pickle)
+    architecture = identify(checkpoint, arch)
+    _require_one_head(checkpoint, architecture, l2)
+    preprocessing = architecture.preprocessing.changed(mean, std, input_size)
+    spec = data if isinstance(data, DataSpec) else DataSpec(str(data))
+    every = open_data(spec, architecture.classes)
+    if every.kind != preprocessing.kind:
+        wanted = preprocessing.kind
+        raise PosthocError(
+            f"{show(every.place)}, which holds {every.kind}, for {architecture.name}, which takes {wanted}",
+            wanted,
+            f"give --data with {'a column path' if wanted == 'images' else 'columns text, label and split'}",
+        )
+    images = limited(every, limit)
+    provenance = {
+        "source": every.kind,
+        "checkpoint": printable(ckpt),
+        "checkpoint_sha256": checkpoint.sha256,
+        "arch": architecture.name,
+        **({"weights": checkpoint.weights.key} if checkpoint.others else {}),
+        "transform": preprocessing.to_json(),
+        **spec.provenance(),
+        "data_fingerprint": fingerprint(images, missing=skip),
+        **({} if limit is None else {"limit": str(limit)}),
+        **({} if l2 is None else {"fitted_head": fitted_head_note(l2)}),
+        **({} if counts is None else {"counts_given": hashlib.sha256(repr(list(counts)).encode()).hexdigest()}),
+    }
+    train_counts = every.train_counts(counts, limit)
+    return Source(checkpoint, architecture, preprocessing, images, provenance, train_counts, skip, l2)
+
+
+def _require_one_head(checkpoint: Checkpoint, architecture: Architecture, l2: float | None) -> None:
+    if architecture.headless and l2 is None:
+        raise PosthocError(
+            f"{show(checkpoint.path)}, a {architecture.name}, which has no head",
+            "a head, which every method starts from: logistic regression on train",
+            "give --fit-head",
+        )
+    if l2 is not None and not architecture.headless:
+        raise PosthocError(
+            f"--fit-head for {show(checkpoint.path)}, which has a head", "that head as it is", "leave --fit-head out"
+        )
+
+
+def is_current(features: FeatureSet, source: Source) -> bool:
+    """Whether extracting `source` would give these features again: same checkpoint, network, transform and images."""
+    return all(features.provenance.get(key) == source.provenance.get(key) for key in IDENTITY)

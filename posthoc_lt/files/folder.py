@@ -1,0 +1,67 @@
+"""Writing a folder whole or not at all."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from posthoc_lt.errors import PosthocError, show
+
+
+@contextmanager
+def replacing_folder(path: Path, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path`, renamed onto it when the block ends well.
+
+    The folder appears under its final name complete, or not at all. One that already holds the very same files is
+    left as it is; another one is kept unless `force`, which puts the new one in its place.
+
+    Raises:
+        PosthocError: the place cannot be written to, `path` is a file, or exists with other content.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        _publish(temporary, path, force)
+    except OSError as error:
+        raise PosthocError(
+            f"{show(path)}, which cannot be written ({error.strerror})",
+            "a folder in a place that exists and that you may write to",
+            "give --out with another place, or free some space",
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, path: Path, force: bool) -> None:
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+    if path.is_dir() and _files(path) == _files(temporary):
+        names = [str(name) for name in _files(path)]
+        if filecmp.cmpfiles(path, temporary, names, shallow=False)[0] == names:
+            return
+    if not os.path.lexists(path):
+        temporary.rename(path)
+        return
+    if not force or not path.is_dir():
+        raise PosthocError(
+            f"{show(path)}, which exists and holds something else",
+            "a new name, or leave to overwrite a folder",
+            "give --force to overwrite it, or --out with another name",
+        )
+    old = temporary.with_suffix(".old")
+    path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())

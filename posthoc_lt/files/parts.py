@@ -1,0 +1,158 @@
+"""Long work kept as it goes: parts with checksums in a folder beside the file that they are for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posthoc_lt.errors import PosthocError, show
+from posthoc_lt.files.atomic import replacing, unwritable
+from posthoc_lt.files.container import read_container, write_container
+
+_PART = "posthoc-lt-part"
+_VERSION = "1"
+_AGAIN = "type the same command again, which makes it anew"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some consecutive samples of a split, done.
+
+    Args:
+        path: its file.
+        start, stop: the samples that it stands for.
+        dtypes: of its tensors, by name.
+        notes: what else was found out, as JSON allows.
+    """
+
+    path: Path
+    start: int
+    stop: int
+    dtypes: Mapping[str, torch.dtype]
+    notes: Mapping[str, Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Memory-mapped, their checksums verified anew.
+
+        Raises:
+            PosthocError: the file has changed or is gone.
+        """
+        return read_container(self.path, _PART, _VERSION, _AGAIN)[0]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one piece of work.
+
+    Parts of other work for the same file, which differs in what decides the result, lie in folders of their own,
+    so that nothing mixes and going back to it goes on.
+
+    Args:
+        folder: where they lie.
+    """
+
+    folder: Path
+
+    def done(self, split: str) -> list[Part]:
+        """The parts of a split without a gap from its first sample on, every checksum verified; the others go."""
+        found: list[Part] = []
+        for path in sorted(self.folder.glob(f"{split}-*.safetensors")):
+            try:
+                part = _read(path)
+            except (PosthocError, ValueError, LookupError, TypeError):
+                part = None
+            if part is not None and part.start == (found[-1].stop if found else 0):
+                found.append(part)
+            else:
+                path.unlink()
+        return found
+
+    def add(self, split: str, span: range, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> Part:
+        """Write a part, whole or not at all, and synced to disk.
+
+        Raises:
+            PosthocError: it cannot be written.
+        """
+        path = self.folder / f"{split}-{span.start:012}.safetensors"
+        said = {"format": _PART, "version": _VERSION, "span": json.dumps([span.start, span.stop])}
+        with replacing(path, force=True) as temporary:
+            write_container(temporary, tensors, {**said, "notes": json.dumps(notes)})
+        return _part(path, tensors, span, json.loads(json.dumps(notes)))
+
+    def remove(self) -> None:
+        """Remove all parts for this file, once it is there."""
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+
+
+@contextmanager
+def working(path: Path, identity: Mapping[str, object]) -> Iterator[Parts]:
+    """The parts of the work on `path`, which nobody else may do meanwhile.
+
+    Args:
+        path: the file that they are for; they lie in ``.NAME.parts`` beside it.
+        identity: all that decides what the parts hold.
+
+    Raises:
+        PosthocError: the folder cannot be made, or another process is at it.
+    """
+    folder = _folder(path) / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder.parent / "lock", os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
+        _lock(lock, path)
+        for left in folder.glob(".*.tmp"):  # by a process that was killed as it wrote
+            left.unlink()
+        yield Parts(folder)
+    finally:
+        os.close(lock)
+
+
+def discard(path: Path) -> None:
+    """Remove what parts there still are for a file that is there, unless another process is at it."""
+    if _folder(path).is_dir():
+        with suppress(PosthocError), working(path, {}) as parts:
+            parts.remove()
+
+
+def _folder(path: Path) -> Path:
+    return path.with_name(f".{path.name[:60]}.parts")  # as much of the name as fits with what is added
+
+
+def _lock(file: int, path: Path) -> None:
+    with suppress(ImportError):
+        import fcntl  # not on every platform
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                return  # not every file system has locks
+            raise PosthocError(
+                f"{show(path)}, which another process is making",
+                "one at a time",
+                "wait for it, or give --out with another name",
+            ) from None
+
+
+def _read(path: Path) -> Part:
+    tensors, said = read_container(path, _PART, _VERSION, _AGAIN)
+    start, stop = json.loads(said["span"])
+    return _part(path, tensors, range(start, stop), json.loads(said["notes"]))
+
+
+def _part(path: Path, tensors: Mapping[str, Tensor], span: range, notes: Mapping[str, Any]) -> Part:
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    return Part(path, span.start, span.stop, dtypes, notes)
