@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,26 +13,33 @@ from torch import Tensor, nn
 
 from posthoc_lt.checkpoint import (
     CPU_TOLERANCE,
+    Architecture,
     Checkpoint,
+    HeadForm,
     Preprocessing,
-    at_route,
+    Transform,
     capture,
-    cast_like,
     changes,
     difference,
     fold,
+    head_places,
     identify,
     load_network,
+    placed,
     read,
-    refuse_bias,
+    require_suffix,
+    run_network,
+    stored_head,
     tolerance,
+    value_at,
     write,
 )
-from posthoc_lt.data import ImageSplit, read_folder
+from posthoc_lt.data import DataSpec, limited, open_data
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.extraction import spread
 from posthoc_lt.features import Features, FeatureSet
 from posthoc_lt.files import replacing
+from posthoc_lt.files.folder import replacing_folder
 from posthoc_lt.head import Head
 
 SAMPLES = 32
@@ -67,6 +75,7 @@ def export(
     data: Path | str | None = None,
     force: bool = False,
     add_bias: bool = False,
+    allow_pickle: bool = False,
 ) -> Exported:
     """Fold `head` into a copy of the checkpoint, and prove on real inputs that the copy computes it.
 
@@ -82,28 +91,31 @@ def export(
         data: the images; None takes the folder that the features name.
         force: overwrite an existing, different file.
         add_bias: add a bias to a layer that has none; the code that loads the file must then expect it.
+        allow_pickle: load even a checkpoint that may run code on loading; only for files that you trust.
 
     Raises:
         PosthocError: the checkpoint is another than the features', the head has no place in it, or the proof fails.
     """
     ckpt, out, head = Path(ckpt), Path(out), head.to(torch.device("cpu"))
-    checkpoint = read(ckpt)
+    checkpoint = read(ckpt, features.provenance.get("weights"), allow_pickle=allow_pickle)
     name = _head_name(checkpoint, features)
+    require_suffix(checkpoint, out)
     if out.exists() and out.samefile(ckpt):
         raise PosthocError(
             f"--out {show(out)}, which is the checkpoint itself", "another file", "give --out balanced.pt"
         )
     architecture = identify(checkpoint, features.provenance.get("arch"))
+    checkpoint = checkpoint.renamed(architecture.renames)
     content = fold(checkpoint, name, head, add_bias)
-    proof = _proof_inputs(features, data)
-    with replacing(out, force) as temporary:
+    proof = _proof_inputs(features, data, architecture)
+    with (replacing_folder if ckpt.is_dir() else replacing)(out, force) as temporary:
         write(checkpoint, content, temporary)
-        patched = read(temporary)
+        patched = read(temporary, checkpoint.weights.key, allow_pickle=allow_pickle)
         changed = _check_rest(checkpoint, patched, name)
         if add_bias and not features.head.has_bias:
             architecture = replace(architecture, factory=_with_bias(architecture.factory, name))
         network = load_network(patched, architecture)
-        gap = _check_network(network, name, head, _stored(checkpoint, name, head), proof)
+        gap = _check_network(network, name, head, stored_head(checkpoint, name, head), proof)
     return Exported(out, changed, len(proof.cached), gap)
 
 
@@ -117,21 +129,21 @@ def apply(model: nn.Module, name: str, head: Head, *, add_bias: bool = False) ->
     tensor([[1., 1.]], grad_fn=<AddmmBackward0>)
     """
     model = copy.deepcopy(model)
-    layer = dict(model.named_modules()).get(name)
-    if not isinstance(layer, nn.Linear) or layer.weight.shape != head.weight.shape:
+    old = {key: value.detach() for key, value in model.named_parameters()}
+    layers = HeadForm.parse(name).layers
+    if any(f"{layer}.weight" not in old for layer in layers):
         raise PosthocError(
-            f"{type(model).__name__}, whose layer {show(name)!r} does not take a head of {tuple(head.weight.shape)}",
+            f"{type(model).__name__}, which has no layer {show(name)!r} to take a head",
             "the network that the features came from",
             "give that network and the layer name in features.provenance['head_name']",
         )
-    with torch.no_grad():
-        layer.weight.copy_(cast_like(head.weight, layer.weight, f"{name}.weight"))
-        if layer.bias is not None:
-            layer.bias.copy_(cast_like(head.bias, layer.bias, f"{name}.bias"))
-        elif add_bias:
-            layer.bias = nn.Parameter(cast_like(head.bias, layer.weight.detach(), f"{name}.bias"))
-        else:
-            refuse_bias(head, name)
+    for key, values in placed(name, head, old, add_bias).items():
+        layer, _, kind = key.rpartition(".")
+        with torch.no_grad():
+            if key in old:
+                model.get_parameter(key).copy_(values)
+            else:
+                setattr(model.get_submodule(layer), kind, nn.Parameter(values))
     return model
 
 
@@ -145,6 +157,12 @@ class _Proof:
 
 def _head_name(checkpoint: Checkpoint, features: FeatureSet) -> str:
     provenance = features.provenance
+    if "fitted_head" in provenance:
+        raise PosthocError(
+            f"{show(checkpoint.path)}, which has no head, and features whose head was fitted on them",
+            "a checkpoint that ends in a head",
+            "use the head file itself: its weight and bias on the encoder's embeddings",
+        )
     if "head_name" not in provenance or "checkpoint_sha256" not in provenance:
         raise PosthocError(
             "features that were not extracted from a checkpoint file",
@@ -161,22 +179,33 @@ def _head_name(checkpoint: Checkpoint, features: FeatureSet) -> str:
     return provenance["head_name"]
 
 
-def _proof_inputs(features: FeatureSet, data: Path | str | None) -> _Proof:
+def _proof_inputs(features: FeatureSet, data: Path | str | None, architecture: Architecture) -> _Proof:
     provenance = features.provenance
     present = features.splits()
     split = next((name for name in ("val", "test", "train") if name in present), None)
-    place = data if data is not None else provenance.get("data")
-    if split is None or place is None or "transform" not in provenance:
+    spec = DataSpec.from_provenance(provenance)
+    if split is None or spec is None or "transform" not in provenance:
         raise PosthocError("features without images to prove on", "those of extract", "extract the features again")
+    spec = spec if data is None else replace(spec, data=str(data))
     limit = int(provenance["limit"]) if provenance.get("limit", "").isdecimal() else None
-    items = read_folder(place).limited(limit).splits.get(split, ())
-    if len(items) != len(present[split]):
-        raise _changed(split, f"{len(items)} images where {len(present[split])} were extracted", place)
-    indices = spread(len(items), SAMPLES)
-    images = ImageSplit(items, Preprocessing.from_json(provenance["transform"]))
+    found = limited(open_data(spec, architecture.classes), limit)
+    skipped = json.loads(provenance.get("skipped", "{}")).get(split, {})
+    prepare = _prepare(architecture, provenance["transform"])
+    images = found.reader(split, prepare, prepare.collate) if split in found.splits else ()
+    rows = [row for row in range(len(images)) if str(row) not in skipped]
+    if len(rows) != len(present[split]) or not images:
+        raise _changed(split, f"{len(rows)} images where {len(present[split])} were extracted", found.place)
+    indices = spread(len(rows), SAMPLES)
     cached = _rows(present[split], indices)
     rounding = _ROUNDING.get(provenance.get("precision", ""), _ROUNDING["mixed"])
-    return _Proof(images.stack(indices)[0], cached, rounding, f"{split} of {show(place)}")
+    inputs, _ = images.stack([rows[index] for index in indices])
+    return _Proof(inputs, cached, rounding, f"{split} of {show(found.place)}")
+
+
+def _prepare(architecture: Architecture, transform: str) -> Transform:
+    """What was done to the inputs when their features were extracted."""
+    own = architecture.preprocessing
+    return Preprocessing.from_json(transform) if isinstance(own, Preprocessing) else own
 
 
 def _rows(split: Features, indices: list[int]) -> Tensor:
@@ -185,18 +214,17 @@ def _rows(split: Features, indices: list[int]) -> Tensor:
 
 def _check_rest(before: Checkpoint, after: Checkpoint, name: str) -> tuple[str, ...]:
     """Refuse any difference but the head's; the new keys, as the file spells them."""
-    weight = before.key(f"{name}.weight")
-    new = (weight, weight.removesuffix("weight") + "bias")
-    allowed = {"/".join((*before.route, key)) for key in new}
-    if others := [key for key in changes(before, after) if key not in allowed]:
+    places = head_places(before, name)
+    if others := [key for key in changes(before, after) if key not in {"/".join(place) for place in places}]:
         raise _unproved(f"whose {listed(others)} would not be the original's")
-    return tuple(key for key in new if key in at_route(after.content, after.route))
+    return tuple(place[-1] for place in places if value_at(after.content, place) is not None)
 
 
 def _check_network(network: nn.Module, name: str, head: Head, stored: Head, proof: _Proof) -> float:
     """Refuse a network whose features are not the cached ones or whose logits are not those of `stored`."""
     with capture(network, name) as run:
-        x, logits = run(proof.inputs)
+        x, _ = run(proof.inputs)
+    logits = run_network(network, proof.inputs)
     scale = proof.cached.abs().amax(dim=1, keepdim=True).clamp(min=1e-6)
     if bool(((x - proof.cached).abs() > proof.rounding * scale).any()):
         raise _changed(proof.where, "features that are not the cached ones", None)
@@ -221,22 +249,11 @@ def _check_predictions(logits: Tensor, head: Head, stored: Head, cached: Tensor,
         raise _unproved(f"whose predictions would differ from the head's on {wrong} of {len(z)} images")
 
 
-def _stored(checkpoint: Checkpoint, name: str, head: Head) -> Head:
-    """The head as the checkpoint's dtypes hold it."""
-    key = checkpoint.key(f"{name}.weight")
-    tensors = at_route(checkpoint.content, checkpoint.route)
-    weight = tensors[key]
-    bias = tensors.get(key.removesuffix("weight") + "bias", weight)
-    assert isinstance(weight, Tensor)
-    assert isinstance(bias, Tensor)
-    return Head(head.weight.cpu().to(weight.dtype).float(), head.bias.cpu().to(bias.dtype).float())
-
-
 def _with_bias(factory: Callable[[], nn.Module], name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         network = factory()
-        layer = network.get_submodule(name)
-        layer.bias = nn.Parameter(torch.zeros(layer.get_parameter("weight").shape[0]))
+        for layer in map(network.get_submodule, HeadForm.parse(name).layers):
+            layer.bias = nn.Parameter(torch.zeros(layer.get_parameter("weight").shape[0]))
         return network
 
     return build

@@ -14,12 +14,8 @@ from posthoc_lt.data import printable
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.features import SPLITS, Features, FeatureSet
 from posthoc_lt.files.arrays import Array, read_arrays, write_npz
+from posthoc_lt.fitting import fit_head, fitted_head_note
 from posthoc_lt.head import Head, as_tensor
-from posthoc_lt.priors import class_weights
-from posthoc_lt.solver import fit_logistic
-
-L2 = 1e-2
-"""The penalty of a fitted head where none is given."""
 
 
 def import_features(
@@ -65,8 +61,8 @@ def import_features(
         classes = classes or _names(head, used.classes)
     else:
         assert l2 is not None
-        used = _fitted(splits.get("train"), l2)
-        provenance["fitted_head"] = f"multinomial logistic regression on train, l2 = {l2:g}"
+        used = fit_head(splits.get("train"), l2)
+        provenance["fitted_head"] = fitted_head_note(l2)
     whole = {name: splits.get(name) for name in SPLITS}
     return FeatureSet(
         used,
@@ -146,16 +142,6 @@ def _names(what: str, classes: int) -> Sequence[str]:
     """The class names beside a head, where its file holds them."""
     texts = [array for array in _read(what).values() if _is_text(array) and array.shape == (classes,)]
     return [str(name) for name in texts[0]] if len(texts) == 1 else ()
-
-
-def _fitted(train: Features | None, l2: float) -> Head:
-    if train is None or train.y is None:
-        raise PosthocError("no labelled train features", "them, to fit a head on", "give --train, or --head")
-    if not l2 > 0:
-        raise PosthocError(f"l2 = {l2:g}", "a penalty above 0", "give --fit-head 0.01")
-    counts = train.counts(int(train.y.max()) + 1 if len(train) else 0)
-    (solution,) = fit_logistic(train, class_weights(counts, q=1.0), [l2])
-    return Head(solution.weight.float(), solution.bias.float())
 
 
 def _read(what: str) -> Mapping[str, Array]:

@@ -2,18 +2,21 @@
 
 from posthoc_lt.checkpoint.fold import changes, fold, head_places, require_suffix, stored_head, write
 from posthoc_lt.checkpoint.form import HeadForm, cast_like, placed, refuse_bias
-from posthoc_lt.checkpoint.identify import Architecture, Candidate, candidates, identify
+from posthoc_lt.checkpoint.identify import Architecture, Candidate, TwinsError, candidates, identify, plainest
 from posthoc_lt.checkpoint.locate import (
     CPU_TOLERANCE,
     LocatedHead,
+    OutOfMemoryError,
     capture,
     difference,
     find_head,
+    run_network,
     tolerance,
 )
 from posthoc_lt.checkpoint.network import load_network
 from posthoc_lt.checkpoint.preprocessing import Preprocessing
 from posthoc_lt.checkpoint.read import Checkpoint, read
+from posthoc_lt.checkpoint.tokens import Transform
 from posthoc_lt.checkpoint.weights import value_at
 
 __all__ = [
@@ -23,7 +26,10 @@ __all__ = [
     "Checkpoint",
     "HeadForm",
     "LocatedHead",
+    "OutOfMemoryError",
     "Preprocessing",
+    "Transform",
+    "TwinsError",
     "candidates",
     "capture",
     "cast_like",
@@ -35,9 +41,11 @@ __all__ = [
     "identify",
     "load_network",
     "placed",
+    "plainest",
     "read",
     "refuse_bias",
     "require_suffix",
+    "run_network",
     "stored_head",
     "tolerance",
     "value_at",

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.checkpoint.form import HeadForm, placed
-from posthoc_lt.checkpoint.formats import FORMATS, Format, raw_bytes, recognise_shards
+from posthoc_lt.checkpoint.formats import Format, raw_bytes, recognise_shards
+from posthoc_lt.checkpoint.kinds import KINDS, kind_named
 from posthoc_lt.checkpoint.read import Checkpoint
 from posthoc_lt.checkpoint.weights import value_at
 from posthoc_lt.errors import PosthocError, show
@@ -69,12 +70,12 @@ def require_suffix(checkpoint: Checkpoint, out: Path) -> None:
         PosthocError: such as ``.pt`` for safetensors, unless the checkpoint itself is named so.
     """
     own = recognise_shards(checkpoint.path) if checkpoint.format == "shards" else _format(checkpoint)
-    known = {suffix for each in FORMATS for suffix in each.suffixes}
+    known = {suffix for each in KINDS for suffix in each.suffixes}
     if out.suffix in known and out.suffix not in (*own.suffixes, checkpoint.path.suffix):
         raise PosthocError(
             f"--out {show(out)}, and a checkpoint that is {own.name}, as what is written will be",
-            f"a name that says so ({', '.join(own.suffixes)})",
-            f"give --out {show(out.with_suffix(own.suffixes[0]))}",
+            f"a name that says so ({', '.join(own.suffixes) or 'a folder'})",
+            f"give --out {show(out.with_suffix(''.join(own.suffixes[:1])))}",
         )
 
 
@@ -87,7 +88,7 @@ def changes(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:
 
 
 def _format(checkpoint: Checkpoint) -> Format:
-    return next(known for known in FORMATS if known.name == checkpoint.format)
+    return kind_named(checkpoint.format)
 
 
 def _place(checkpoint: Checkpoint, parameter: str) -> tuple[str, ...]:

@@ -8,8 +8,7 @@ import pickle
 import re
 import struct
 import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -17,8 +16,10 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from posthoc_lt.checkpoint.tokens import Transform
+from posthoc_lt.checkpoint.whole import record_names, require_whole
 from posthoc_lt.errors import PosthocError, listed, show
 
 SAVE = (
@@ -40,46 +41,59 @@ class Format(NamedTuple):
 
     Args:
         name: as `inspect` tells it.
-        fits: whether the first bytes of a file are those of this kind.
+        fits: whether a file is of this kind, told by its first bytes, or by looking further into it.
         load: reads a file.
         write: puts a content into a new file, given the path of the original.
         suffixes: what such a file is named, the usual one first.
+        network: makes the network of a file that holds its own, beside its tensors under ``parameters``.
+        pickles: loading it may run code in it.
+        inputs: tells how inputs are prepared, None where it does not say, and the names of the classes, if it has any.
+        headless: its network gives features and no logits.
     """
 
     name: str
-    fits: Callable[[bytes], bool]
+    fits: Callable[[bytes, Path], bool]
     load: Callable[[Path], Loaded]
     write: Callable[[Path, object, Path], None]
     suffixes: tuple[str, ...]
+    network: Callable[[Path], nn.Module] | None = None
+    pickles: bool = False
+    inputs: Callable[[Path], tuple[Transform | None, tuple[str, ...]]] | None = None
+    headless: bool = False
 
 
-def recognise(path: Path) -> Format:
-    """The kind of a file, told by its first bytes.
+def recognise(path: Path, kinds: Sequence[Format] | None = None) -> Format:
+    """The kind of a file, told by its content; of those in this module, or of `kinds`.
 
     Raises:
         PosthocError: no such file, or none of the known kinds.
     """
     start = _first_bytes(path)
-    for known in FORMATS:
-        if known.fits(start):
+    for known in FORMATS if kinds is None else kinds:
+        if known.fits(start, path):
             return known
     raise _not_a_checkpoint(path, "neither a file of torch.save nor safetensors")
 
 
 def recognise_shards(index: Path) -> Format:
     """The kind of the shards that an index names."""
-    return recognise(next(iter(_shards(index))))
+    return _recognise_shard(next(iter(_shards(index))))
 
 
-def _fits_torch(start: bytes) -> bool:
+def _recognise_shard(shard: Path) -> Format:
+    """The kind of a shard, which is no index: one that named itself would be read for ever."""
+    return recognise(shard, [known for known in FORMATS if known.load is not _load_sharded])
+
+
+def _fits_torch(start: bytes, _: Path) -> bool:
     return start.startswith((b"PK\x03\x04", b"\x80"))
 
 
-def _fits_safetensors(start: bytes) -> bool:
+def _fits_safetensors(start: bytes, _: Path) -> bool:
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < _LARGEST_HEADER
 
 
-def _fits_index(start: bytes) -> bool:
+def _fits_index(start: bytes, _: Path) -> bool:
     return start.lstrip()[:1] == b"{"
 
 
@@ -89,11 +103,11 @@ def _load_safetensors(path: Path) -> Loaded:
             names = list(file.offset_keys() if hasattr(file, "offset_keys") else file.keys())
             return Loaded({name: file.get_tensor(name) for name in names}, dict(file.metadata() or {}), (path,))
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
-        raise _damaged(path, "safetensors", error) from None
+        raise damaged(path, "safetensors", error) from None
 
 
 def _load_torch(path: Path) -> Loaded:
-    zipped = zipfile.is_zipfile(path)
+    zipped = _first_bytes(path).startswith(b"PK\x03\x04")
     if zipped:
         _refuse_other_archives(path)
     with _harmless_globals(), warnings.catch_warnings():
@@ -103,7 +117,7 @@ def _load_torch(path: Path) -> Loaded:
         except pickle.UnpicklingError as error:
             _refuse_pickle(path, error)
         except Exception as error:  # the unpickler fails on damaged bytes in any way it likes
-            raise _damaged(path, "a torch checkpoint", error) from None
+            raise damaged(path, "a torch checkpoint", error) from None
 
 
 def _load_sharded(path: Path) -> Loaded:
@@ -111,7 +125,7 @@ def _load_sharded(path: Path) -> Loaded:
     tensors: dict[str, Tensor] = {}
     shards = _shards(path)
     for shard, names in shards.items():
-        content = recognise(shard).load(shard).content
+        content = _recognise_shard(shard).load(shard).content
         found = content if isinstance(content, Mapping) else {}
         if lacking := [name for name in names if not isinstance(found.get(name), Tensor)]:
             raise PosthocError(
@@ -125,6 +139,8 @@ def _load_sharded(path: Path) -> Loaded:
 
 def _shards(path: Path) -> dict[Path, list[str]]:
     try:
+        if path.stat().st_size > _LARGEST_HEADER:
+            raise ValueError("too long")
         where = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         shards: dict[Path, list[str]] = {}
         for name, file in where.items():
@@ -133,7 +149,7 @@ def _shards(path: Path) -> dict[Path, list[str]]:
             shards.setdefault(path.parent / file, []).append(name)
         if not shards:
             raise ValueError("no shards")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         raise _not_a_checkpoint(path, "JSON, and no index of shards") from None
     if lacking := [shard.name for shard in shards if not shard.is_file()]:
         raise PosthocError(
@@ -237,10 +253,12 @@ def _harmless_globals() -> AbstractContextManager[object]:
 
 def _refuse_other_archives(path: Path) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise _damaged(path, "a torch checkpoint", error) from None
+        require_whole(path)
+    except PosthocError:
+        raise
+    except Exception as error:  # on damaged bytes zipfile, too, fails in any way it likes
+        raise damaged(path, "a torch checkpoint", error) from None
+    names = record_names(path)
     if any(name.endswith("/constants.pkl") for name in names):
         raise PosthocError(f"{show(path)}, a TorchScript archive", "a state dict", SAVE)
     if not any(name.endswith("data.pkl") for name in names):
@@ -253,8 +271,8 @@ def _refuse_pickle(path: Path, error: pickle.UnpicklingError) -> NoReturn:
         raise _not_a_checkpoint(path, "a pickle that torch.save did not write") from None
     raise PosthocError(
         f"{show(path)}, which pickles Python objects ({listed(names)}) that would run code on loading",
-        "a state dict, which holds tensors alone",
-        SAVE,
+        "a state dict, which holds tensors alone, or leave to load it",
+        f"{SAVE}; or give --allow-pickle, if you trust whoever made the file",
     ) from None
 
 
@@ -268,7 +286,8 @@ def _foreign_globals(path: Path, error: Exception) -> list[str]:
     return re.findall(r"GLOBAL ([\w.]+)", str(error))
 
 
-def _damaged(path: Path, kind: str, error: Exception) -> PosthocError:
+def damaged(path: Path, kind: str, error: Exception) -> PosthocError:
+    """The error for a file that begins as one of its kind does, and cannot be read."""
     reason = show(str(error).strip().split("\n")[0] or type(error).__name__, 80)
     return PosthocError(
         f"{show(path)}, which begins as {kind} but is cut short or damaged ({reason.rstrip('.')})",

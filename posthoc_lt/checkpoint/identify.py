@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
 
 from posthoc_lt.checkpoint.cifar_resnet import CifarResNet, plan
-from posthoc_lt.checkpoint.fingerprint import Known, Match, index_versions, matches
+from posthoc_lt.checkpoint.fingerprint import Known, index_versions, matches
+from posthoc_lt.checkpoint.kinds import kind_named
 from posthoc_lt.checkpoint.own_code import own_factory
 from posthoc_lt.checkpoint.preprocessing import (
     IMAGENET,
@@ -19,6 +21,7 @@ from posthoc_lt.checkpoint.preprocessing import (
     stored_preprocessing,
 )
 from posthoc_lt.checkpoint.read import Checkpoint
+from posthoc_lt.checkpoint.tokens import Transform
 from posthoc_lt.checkpoint.zoo import importable, input_channels, timm_model, torchvision_factory
 from posthoc_lt.errors import PosthocError, listed, show
 
@@ -36,13 +39,41 @@ class Architecture:
         preprocessing: the checkpoint's own where it says so, else the architecture's.
         renames: the network's tensor names to the checkpoint's, where they differ.
         note: what a user should know of how it was chosen; empty where it was given or is the only one.
+        classes: their names in the network's order, where the checkpoint tells them.
+        headless: the network gives features and no logits.
     """
 
     name: str
     factory: Callable[[], nn.Module]
-    preprocessing: Preprocessing
+    preprocessing: Transform
     renames: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    classes: tuple[str, ...] = ()
+    headless: bool = False
+
+
+class TwinsError(PosthocError):
+    """A checkpoint's tensors fit networks that compute differently.
+
+    Args:
+        checkpoint: as read.
+        groups: the names of these networks, those that compute the same together; the plainest first.
+        why: why its images did not settle it either, where there were any.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, groups: Sequence[Sequence[str]], why: str = "") -> None:
+        told = "; ".join(" = ".join(names) for names in groups)
+        super().__init__(
+            f"{show(checkpoint.path)}, whose tensors fit networks that compute differently: {told}"
+            f"{why and f', and {why}'}",
+            "to know which of them it was trained as",
+            f"give that one, such as --arch {groups[0][0]}",
+        )
+        self.checkpoint, self.groups = checkpoint, groups
+
+    def because(self, why: str) -> TwinsError:
+        """The same, with why images did not settle it."""
+        return TwinsError(self.checkpoint, self.groups, why)
 
 
 class Candidate(NamedTuple):
@@ -84,20 +115,19 @@ def identify(checkpoint: Checkpoint, arch: str | None = None) -> Architecture:
     your own function, importable from the current folder, without arguments.
 
     Raises:
-        PosthocError: the tensors fit nothing known, or networks that compute differently, or the architecture
-            cannot be had.
+        TwinsError: the tensors fit networks that compute differently.
+        PosthocError: they fit nothing known, or the architecture cannot be had.
     """
+    own = kind_named(checkpoint.format).network
+    if own is not None:
+        return _own(checkpoint, own, arch)
     if arch is None and plan(checkpoint.state) is None:
         return _found(checkpoint)
     kind, _, name = (arch or _BUILT_IN).partition(":")
     if kind.startswith(_BUILT_IN) and not name:
         return _built_in(checkpoint, arch)
-    if kind == "timm" and name:
-        return _timm(checkpoint, name)
-    if kind == "torchvision" and name:
-        factory = torchvision_factory(name, checkpoint.state)
-        default = Preprocessing(*IMAGENET, input_size=224, crop=0.875)
-        return Architecture(f"torchvision:{name}", factory, _stored(checkpoint, 3) or default)
+    if kind in ("timm", "torchvision") and name:
+        return _in_library(checkpoint, kind, name)
     if kind and name:
         channels = input_channels(checkpoint.state)
         preprocessing = _stored(checkpoint, channels) or default_preprocessing(channels, IMAGENET)
@@ -105,30 +135,57 @@ def identify(checkpoint: Checkpoint, arch: str | None = None) -> Architecture:
     raise PosthocError(f"architecture {show(arch)!r}", FORMS, "give --arch in one of these forms")
 
 
+def _own(checkpoint: Checkpoint, network: Callable[[Path], nn.Module], arch: str | None) -> Architecture:
+    """The network that the file itself holds; how its images are prepared is most often not in it."""
+    if arch not in (None, checkpoint.format):
+        raise PosthocError(
+            f"--arch {show(arch)} for {show(checkpoint.path)}, a {checkpoint.format} file, which holds its own network",
+            "an architecture for a state dict alone",
+            "leave --arch out",
+        )
+    kind = kind_named(checkpoint.format)
+    prepared, classes = (None, ()) if kind.inputs is None else kind.inputs(checkpoint.path)
+    known = prepared is not None
+    note = f"{show(checkpoint.path)} holds its own network ({checkpoint.format}), which is run as it is"
+    return Architecture(
+        checkpoint.format,
+        lambda: network(checkpoint.path),
+        prepared or _assumed(checkpoint),
+        note=f"{note}." if known else f"{note}; it does not tell how its images are prepared: see the transform.",
+        classes=classes,
+        headless=kind.headless,
+    )
+
+
+def _assumed(checkpoint: Checkpoint) -> Preprocessing:
+    """The usual preprocessing, in the size that a file's own network takes."""
+    shape = checkpoint.metadata.get("input_shape")
+    channels, side = shape[1:3] if isinstance(shape, Sequence) and len(shape) == 4 else (None, None)
+    channels = channels if isinstance(channels, int) else input_channels(checkpoint.state)
+    preprocessing = default_preprocessing(channels, IMAGENET)
+    return preprocessing.changed(input_size=side) if isinstance(side, int) else preprocessing
+
+
 def _found(checkpoint: Checkpoint) -> Architecture:
     """The one architecture of the index that fits, or the plainest name of several that compute the same."""
     fitting = matches(checkpoint.state)
     if not fitting:
         raise _unknown(checkpoint)
-    names = [match.known.name for match in fitting]
-    if len({match.known.function for match in fitting}) > 1:
-        raise PosthocError(
-            f"{show(checkpoint.path)}, whose tensors fit networks that compute differently: {_by_function(fitting)}",
-            "to know which of them it was trained as",
-            f"give that one, such as --arch {names[0]}",
-        )
-    chosen = next((match for match in fitting if importable(match.known.name)), fitting[0])
-    architecture = identify(checkpoint.renamed(chosen.renames), chosen.known.name)
-    same = [name for name in names if name != chosen.known.name]
-    note = f"Taken as {chosen.known.name}, which computes the same as {listed(same)}." if same else ""
-    return replace(architecture, renames=chosen.renames, note=note)
-
-
-def _by_function(fitting: list[Match]) -> str:
     groups: dict[int, list[str]] = {}
     for match in fitting:
         groups.setdefault(match.known.function, []).append(match.known.name)
-    return "; ".join(" = ".join(names) for names in groups.values())
+    if len(groups) > 1:
+        raise TwinsError(checkpoint, list(groups.values()))
+    names = [match.known.name for match in fitting]
+    chosen = plainest(names)
+    same = [name for name in names if name != chosen]
+    note = f"Taken as {chosen}, which computes the same as {listed(same)}." if same else ""
+    return replace(identify(checkpoint, chosen), note=note)
+
+
+def plainest(names: Sequence[str]) -> str:
+    """The first of networks that compute the same whose library is installed; the first where none is."""
+    return next(filter(importable, names), names[0])
 
 
 def _built_in(checkpoint: Checkpoint, arch: str | None) -> Architecture:
@@ -139,10 +196,17 @@ def _built_in(checkpoint: Checkpoint, arch: str | None) -> Architecture:
     return Architecture(f"{_BUILT_IN}{shape.depth}", lambda: CifarResNet(shape), preprocessing)
 
 
-def _timm(checkpoint: Checkpoint, name: str) -> Architecture:
-    factory, config, channels = timm_model(name, checkpoint.state)
+def _in_library(checkpoint: Checkpoint, library: str, name: str) -> Architecture:
+    arch = f"{library}:{name}"
+    renames = next((match.renames for match in matches(checkpoint.state) if match.known.name == arch), {})
+    state = checkpoint.renamed(renames).state
+    if library == "torchvision":
+        factory = torchvision_factory(name, state)
+        default = Preprocessing(*IMAGENET, input_size=224, crop=0.875)
+        return Architecture(arch, factory, _stored(checkpoint, 3) or default, renames)
+    factory, config, channels = timm_model(name, state)
     preprocessing = _stored(checkpoint, channels) or configured(config, channels)
-    return Architecture(f"timm:{name}", factory, preprocessing or default_preprocessing(channels, IMAGENET))
+    return Architecture(arch, factory, preprocessing or default_preprocessing(channels, IMAGENET), renames)
 
 
 def _stored(checkpoint: Checkpoint, channels: int) -> Preprocessing | None:

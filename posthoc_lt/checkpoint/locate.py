@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_lt.checkpoint.form import HeadForm, pooled
+from posthoc_lt.checkpoint.program import Program
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.head import Head
 
@@ -32,6 +33,10 @@ class LocatedHead:
 
     name: str
     head: Head
+
+
+class OutOfMemoryError(PosthocError):
+    """The device has no memory for a batch of this size."""
 
 
 class _Seen(NamedTuple):
@@ -59,6 +64,8 @@ def find_head(module: nn.Module, batch: Tensor) -> LocatedHead:
     >>> find_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.ones(2, 1, 2, 2)).name
     '1'
     """
+    if isinstance(module, Program):
+        return _found_in(module, batch)
     layers = {name: layer for name, layer in module.named_modules() if _may_be_head(layer)}
     seen: dict[str, _Seen] = {}
 
@@ -74,7 +81,7 @@ def find_head(module: nn.Module, batch: Tensor) -> LocatedHead:
     watched = [(layer, watch(name, _weight(layer))) for name, layer in layers.items()]
     hooks = [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in watched]
     try:
-        logits = _run(module, batch)
+        logits = run_network(module, batch)
     finally:
         for handle in hooks:
             handle.remove()
@@ -82,6 +89,22 @@ def find_head(module: nn.Module, batch: Tensor) -> LocatedHead:
         if (head := _proved(form, layers, seen, logits)) is not None:
             return LocatedHead(str(form), head.to(torch.device("cpu")))
     raise _not_found(module, layers, logits)
+
+
+def _found_in(program: Program, batch: Tensor) -> LocatedHead:
+    """The last layer of a program whose weight and bias give the program's logits from what the layer takes."""
+    layers, logits = program.layers(), run_network(program, batch)
+    for name, layer in reversed(list(layers.items())):
+        if len(_weight(layer)) != logits.shape[1]:
+            continue
+        try:
+            with program.watched(name) as run, torch.no_grad():
+                x = pooled(run(batch)[0], _weight(layer))
+        except RuntimeError:  # not the last layer: what comes after it does not take what it gives now
+            continue
+        if (head := _proved(HeadForm((name,)), layers, {name: _Seen(x, logits)}, logits)) is not None:
+            return LocatedHead(name, head.to(torch.device("cpu")))
+    raise _not_found(program, layers, logits)
 
 
 def _may_be_head(layer: nn.Module) -> bool:
@@ -133,6 +156,7 @@ def _proved(form: HeadForm, layers: Mapping[str, nn.Module], seen: Mapping[str, 
 def capture(module: nn.Module, name: str) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
     """Within the block: a function from a batch to (the features that head `name` reads (N, D), the logits (N, C)).
 
+    Without a name the network has no head: what it gives is the features.
     The network is left without hooks.
 
     >>> with capture(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), "1") as run:
@@ -140,7 +164,13 @@ def capture(module: nn.Module, name: str) -> Iterator[Callable[[Tensor], tuple[T
     >>> tuple(features.shape), tuple(logits.shape)
     ((2, 4), (2, 3))
     """
+    if not name:
+        yield lambda batch: (x := run_network(module, batch), x)
+        return
     form = HeadForm.parse(name)
+    if isinstance(module, Program):
+        yield from _captured(module, form)
+        return
     layers = [module.get_submodule(layer) for layer in form.layers]
     weights = [_weight(layer) for layer in layers]
     seen: dict[int, Tensor] = {}
@@ -153,7 +183,7 @@ def capture(module: nn.Module, name: str) -> Iterator[Callable[[Tensor], tuple[T
 
     def run(batch: Tensor) -> tuple[Tensor, Tensor]:
         seen.clear()
-        logits = _run(module, batch)
+        logits = run_network(module, batch)
         inputs = [seen[index] for index in range(len(layers)) if index in seen]
         if len(inputs) < len(layers) or any(x.ndim < 2 or len(x) != len(logits) for x in inputs):
             raise PosthocError(
@@ -169,6 +199,25 @@ def capture(module: nn.Module, name: str) -> Iterator[Callable[[Tensor], tuple[T
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _captured(program: Program, form: HeadForm) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    (name,) = form.layers
+    weight = _weight(program.layers()[name])
+    with program.watched(name) as watched:
+
+        def run(batch: Tensor) -> tuple[Tensor, Tensor]:
+            seen: list[Tensor] = []
+
+            def keep(part: Tensor) -> object:
+                x, output = watched(part)
+                seen.append(x)
+                return output
+
+            logits = run_network(keep, batch)
+            return form.features(seen, [weight]), logits
+
+        yield run
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -189,12 +238,19 @@ def tolerance(device: torch.device) -> float:
 
 
 @torch.no_grad()
-def _run(module: nn.Module, batch: Tensor) -> Tensor:
+def run_network(module: Callable[[Tensor], object], batch: Tensor) -> Tensor:
+    """The network's logits (N, C) for a batch, float32.
+
+    Raises:
+        PosthocError: it fails, or gives no logits.
+    """
     try:
         output = module(batch)
     except torch.cuda.OutOfMemoryError:
-        raise PosthocError(
-            f"a batch of {len(batch)}, too large for the device's memory", "a smaller batch", "give --batch-size 32"
+        raise OutOfMemoryError(
+            f"a batch of {len(batch)}, too large for the device's memory",
+            "more memory",
+            "free some, or give --device cpu",
         ) from None
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise PosthocError(

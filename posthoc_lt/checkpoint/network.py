@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from posthoc_lt.checkpoint.identify import FORMS, Architecture
+from posthoc_lt.checkpoint.kinds import kind_named
 from posthoc_lt.checkpoint.read import Checkpoint
 from posthoc_lt.errors import PosthocError, listed, show
 
@@ -16,12 +17,16 @@ from posthoc_lt.errors import PosthocError, listed, show
 def load_network(checkpoint: Checkpoint, architecture: Architecture) -> nn.Module:
     """The network with the checkpoint's weights, float32, in evaluation mode and without gradients.
 
+    A file that holds its own network gives that one, as it is.
     Every tensor must find its place and its shape. The wrappers' prefixes (``module.`` and the like) are tried
     without and with, since a network's own parts may bear such a name.
 
     Raises:
         PosthocError: a tensor is missing, unexpected or of another shape.
     """
+    own = kind_named(checkpoint.format).network
+    if own is not None:
+        return own(checkpoint.path)
     checkpoint = checkpoint.renamed(architecture.renames)
     network = architecture.factory().float()
     mismatches = []

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -55,6 +56,9 @@ class Preprocessing:
     crop: float = 1.0
     squash: bool = False
     interpolation: str = "bilinear"
+
+    kind: ClassVar[Literal["images"]] = "images"
+    collate: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         numbers = all(math.isfinite(value) for value in (*self.mean, *self.std))

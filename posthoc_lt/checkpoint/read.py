@@ -8,13 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from posthoc_lt.checkpoint.formats import SAVE, recognise
-from posthoc_lt.checkpoint.weights import AVERAGED, WeightSet, value_at, weight_sets
+from posthoc_lt.checkpoint.formats import SAVE
+from posthoc_lt.checkpoint.kinds import kind_of
+from posthoc_lt.checkpoint.weights import AVERAGED, WeightSet, own_weights, value_at, weight_sets
 from posthoc_lt.errors import PosthocError, listed, show
 
 _BLOCK_BYTES = 1 << 20
+_SMALL_BYTES = 1 << 28
 _SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}(\.\w+)")
 
 
@@ -25,7 +28,7 @@ class Checkpoint:
     Args:
         path: the file.
         sha256: of the file's bytes, in hexadecimal; of all shards' in turn where there are several.
-        format: the name of its kind: ``torch`` (a file of torch.save), ``safetensors``, ``shards``.
+        format: the name of its kind: ``torch`` (a file of torch.save), ``safetensors``, and others of `KINDS`.
         content: the loaded object as it is; its tensors are memory-mapped where the format allows.
         weights: which of the sets of weights in the file this is.
         others: the keys of the other sets.
@@ -85,14 +88,15 @@ class Checkpoint:
         )
 
 
-def read(path: Path | str, weights: str | None = None) -> Checkpoint:
+def read(path: Path | str, weights: str | None = None, *, allow_pickle: bool = False) -> Checkpoint:
     """Read a checkpoint, told by its content and not by its suffix, without running any code in it.
 
     Args:
         path: a file of torch.save that holds a state dict, plain, nested (``state_dict``, ``model``, …) or in several
-            parts; a safetensors file; or the ``*.index.json`` of either in shards.
+            parts; a safetensors file; the ``*.index.json`` of either in shards; or any other of `KINDS`.
         weights: which set of weights, where the file holds several; None takes the moving average where there is one,
             as timm's loader does.
+        allow_pickle: load even what may run code on loading; only for files that you trust.
 
     Raises:
         PosthocError: no such file, not a checkpoint, cut short, no tensors in it, or it pickles code.
@@ -102,10 +106,16 @@ def read(path: Path | str, weights: str | None = None) -> Checkpoint:
     posthoc_lt.errors.PosthocError: checkpoint nowhere.pt, which does not exist. Wanted: ...
     """
     path = Path(path)
-    known = recognise(path)
+    known = kind_of(path, allow_pickle)
+    if known.pickles and not allow_pickle:
+        raise PosthocError(
+            f"{show(path)}, a {known.name} file, which torch loads by unpickling, so that it may run any code",
+            "a state dict, or leave to load it",
+            f"give --allow-pickle if you trust whoever made the file, else {SAVE}",
+        )
     _refuse_one_shard(path)
     content, header, files = known.load(path)
-    found = weight_sets(content)
+    found = weight_sets(content) if known.network is None else [own_weights(content)]
     if not found:
         keys = f" but {listed(content)}" if isinstance(content, Mapping) else f", only one {type(content).__name__}"
         raise PosthocError(
@@ -116,10 +126,24 @@ def read(path: Path | str, weights: str | None = None) -> Checkpoint:
     chosen = found[0] if weights is None else _named(path, found, weights)
     tensors = {name: value_at(content, place) for name, place in chosen.places.items()}
     state = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    _require_held(path, files, state)
     others = tuple(each.key for each in found if each is not chosen)
     return Checkpoint(
         path, _sha256(files), known.name, content, chosen, others, state, _metadata(content, found, header)
     )
+
+
+def _require_held(path: Path, files: Iterable[Path], state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that no network's weights are, among them those that would unfold to far more than the file."""
+    most = max(sum(file.stat().st_size for file in files), _SMALL_BYTES)
+    for name, tensor in state.items():
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_complex() or tensor.nbytes > most:
+            raise PosthocError(
+                f"{show(path)}, whose {show(name)} of shape {tuple(tensor.shape)} is without data, sparse, complex or "
+                "larger than the file",
+                "weights that are stored as they are",
+                SAVE,
+            )
 
 
 def _named(path: Path, found: list[WeightSet], key: str) -> WeightSet:

@@ -36,6 +36,8 @@ SCALES = ("state_dict_lws_model", "lws_model")
 _ASIDE = ("loss", "criterion", "metric", "acc", "n_averaged")
 """Words in the names of what a training loop keeps among the weights."""
 
+_DEEPEST = 8
+
 Path = tuple[str, ...]
 
 
@@ -63,12 +65,18 @@ def weight_sets(content: object) -> list[WeightSet]:
     >>> [found.key for found in weight_sets({"state_dict": state, "state_dict_ema": state})]
     ['state_dict_ema', 'state_dict']
     """
-    found = list(_search(content, ()))
+    found = list(_search(content, (), set()))
     averaged = [each for each in found if each.key.split("/")[-1] in AVERAGED]
     raw = [each for each in found if each not in averaged]
     # An average of something else, or of a part, is no stand-in for the network.
     whole = [each for each in averaged if not raw or each.places.keys() >= raw[0].places.keys()]
     return whole + raw + [each for each in averaged if each not in whole]
+
+
+def own_weights(content: object) -> WeightSet:
+    """The weights of a file that holds its own network, under the names that this network gives them."""
+    state = value_at(content, ("parameters",))
+    return WeightSet("", {name: ("parameters", name) for name in state} if isinstance(state, Mapping) else {})
 
 
 def value_at(content: object, path: Path) -> object:
@@ -78,13 +86,19 @@ def value_at(content: object, path: Path) -> object:
     return content
 
 
-def _search(content: object, route: Path) -> Iterator[WeightSet]:
-    if not isinstance(content, Mapping):
+def _search(content: object, route: Path, seen: set[int]) -> Iterator[WeightSet]:
+    """`seen` are the wrappers that were entered: one that holds itself, or one in many places, is entered once."""
+    if not isinstance(content, Mapping) or len(route) > _DEEPEST:
         return
+    inner = [name for name in (*NESTS, *AVERAGED) if isinstance(content.get(name), Mapping)]
+    if inner:
+        if id(content) in seen:
+            return
+        seen.add(id(content))
     if (split := _split(content, route)) is not None:
         yield split
         return
-    nested = [found for name in (*NESTS, *AVERAGED) for found in _search(content.get(name), (*route, name))]
+    nested = [found for name in inner for found in _search(content[name], (*route, name), seen)]
     if nested:
         yield from nested
     elif tensors := _tensors(content):

@@ -21,15 +21,25 @@ from posthoc_lt.report import dump
     options.out(None, "The checkpoint to write; balanced.pt, or with the suffix of --ckpt."),
     click.option("--data", type=options.FILE, help="The images to verify on; by default the extracted ones."),
     click.option("--add-bias", is_flag=True, help="Add a bias to a layer that has none; its code must expect it."),
+    options.allow_pickle,
     options.force,
     click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True),
 )
 def export(
-    ckpt: Path, head: Path, features: Path, out: Path | None, data: Path | None, add_bias: bool, force: bool, form: str
+    ckpt: Path,
+    head: Path,
+    features: Path,
+    out: Path | None,
+    data: Path | None,
+    add_bias: bool,
+    allow_pickle: bool,
+    force: bool,
+    form: str,
 ) -> None:
     """Fold a head into a checkpoint, and prove on real images that the patched network computes it."""
     out = out or Path(f"balanced{_suffix(ckpt)}")
-    output.protect(out, None, ckpt, head, features)
+    if not ckpt.is_dir():  # a folder is written by other means
+        output.protect(out, None, ckpt, head, features)
     cached = load_features(features)
     saved = open_head(head, cached)
     made = export_head(
@@ -40,6 +50,7 @@ def export(
         data=data,
         force=force,
         add_bias=add_bias,
+        allow_pickle=allow_pickle,
     )
     inputs = {"checkpoint": ckpt, "head": head, "features": features}
     if form == "json":
@@ -63,6 +74,8 @@ def export(
 
 def _suffix(ckpt: Path) -> str:
     """The checkpoint's own; of an index of shards, that of one file with all of them."""
+    if ckpt.is_dir():
+        return ""
     if ckpt.suffix == ".json":
         return ".safetensors" if ".safetensors" in ckpt.suffixes else ".bin"
     return ckpt.suffix or ".pt"

@@ -142,7 +142,7 @@ def extract(
                 "give --force to overwrite it, or --out with another name",
             )
         discard(out)  # left by a run that was killed when all was done
-        output.note(f"{out} is up to date: the same checkpoint, transform and images.", quiet)
+        output.note(f"{out} is up to date: the same checkpoint, transform and data.", quiet)
     else:
         start = time.perf_counter()
         how: Any = {"device": device, "batch_size": batch_size, "workers": workers, "progress": not quiet}
@@ -152,8 +152,8 @@ def extract(
         else:
             features = extract_source(source, **how)
             save_features(features, out, force, shard_size)
-        images = sum(map(len, features.splits().values()))
-        output.note(f"Wrote {out}: {images} images in {time.perf_counter() - start:.1f} s", quiet)
+        many = f"{sum(map(len, features.splits().values()))} {features.provenance['source']}"
+        output.note(f"Wrote {out}: {many} in {time.perf_counter() - start:.1f} s", quiet)
     _note_findings(features, quiet)
     if arch is not None and not arch.startswith(("timm:", "torchvision:")) and mean is None and std is None:
         output.note(

@@ -12,7 +12,8 @@ from posthoc_lt.cli.splits import split_rows
 from posthoc_lt.data.labels import read_names
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.files import FEATURES, load_features, save_features
-from posthoc_lt.importing import L2, dump_features, import_features
+from posthoc_lt.fitting import L2
+from posthoc_lt.importing import dump_features, import_features
 from posthoc_lt.report import render
 
 _SPLIT = "FILE[,FILE]"

@@ -18,10 +18,11 @@ from posthoc_lt.report import dump
 
 @click.command()
 @click.argument("path", type=options.FILE)
+@options.allow_pickle
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def inspect(path: Path, form: str) -> None:
+def inspect(path: Path, allow_pickle: bool, form: str) -> None:
     """Show what a checkpoint, a feature file or a head file holds."""
-    found = _describe(path)
+    found = _describe(path, allow_pickle)
     if form == "json":
         click.echo(dump(found))
         return
@@ -31,13 +32,13 @@ def inspect(path: Path, form: str) -> None:
         click.echo(f"{name:<{width}}  {value}")
 
 
-def _describe(path: Path) -> Mapping[str, Any]:
+def _describe(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
     kind = container_kind(path)
     if kind == FEATURES:
         return _features(path)
     if kind == FORMAT:
         return _thresholds(path)
-    return _head(path) if kind == HEAD else _checkpoint(path)
+    return _head(path) if kind == HEAD else _checkpoint(path, allow_pickle)
 
 
 def _features(path: Path) -> Mapping[str, Any]:
@@ -62,8 +63,8 @@ def _thresholds(path: Path) -> Mapping[str, Any]:
     }
 
 
-def _checkpoint(path: Path) -> Mapping[str, Any]:
-    checkpoint = read(path)
+def _checkpoint(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
+    checkpoint = read(path, allow_pickle=allow_pickle)
     chosen = checkpoint.weights
     found: dict[str, Any] = {
         "format": f"checkpoint ({checkpoint.format})",

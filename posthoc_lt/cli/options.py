@@ -140,7 +140,14 @@ def read_shares(path: Path, classes: int, option: str = "--deploy") -> Tensor:
 features = click.option(
     "--features", type=FILE, default="feats.safetensors", show_default=True, help="The feature file."
 )
-ckpt = click.option("--ckpt", "--checkpoint", "ckpt", type=FILE, required=True, help="The trained checkpoint.")
+ckpt = click.option(
+    "--ckpt",
+    "--checkpoint",
+    "ckpt",
+    type=FILE,
+    required=True,
+    help="The trained checkpoint; a file, or a folder of Hugging Face.",
+)
 allow_pickle = click.option(
     "--allow-pickle",
     is_flag=True,

@@ -34,9 +34,16 @@ class Data:
     kind: Kind = "images"
     exif: bool = False
 
-    def reader(self, split: str, prepare: Callable[[Any], Any], *, skip: bool = False) -> Reader:
+    def reader(
+        self,
+        split: str,
+        prepare: Callable[[Any], Any],
+        collate: Callable[[list[Any]], Any] | None = None,
+        *,
+        skip: bool = False,
+    ) -> Reader:
         """One split, to be read in batches; arguments as `Reader`'s."""
-        return Reader(self.splits[split], prepare, exif=self.exif, skip=skip)
+        return Reader(self.splits[split], prepare, collate, exif=self.exif, skip=skip)
 
     def counts(self, split: str, classes: int | None = None) -> Tensor | None:
         """Samples a class in one split, (C,) int64; None where labels are not known without reading.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError, listed, show
+from posthoc_lt.files.text import read_text
 
 Written = Mapping[str, Sequence[str] | None]
 """For each split the labels as they are written, or None where it has none."""
@@ -21,7 +22,7 @@ def read_names(path: Path | str) -> tuple[str, ...]:
         PosthocError: the file cannot be read, is empty, or names a class twice.
     """
     try:
-        names = tuple(Path(path).read_text(encoding="utf-8-sig").splitlines())
+        names = tuple(read_text(Path(path), "utf-8-sig").splitlines())
     except (OSError, ValueError) as error:
         raise _bad_names(path, f"which cannot be read ({show(error)})") from None
     if not names or not all(name.strip() for name in names):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -82,8 +82,12 @@ class DataSpec:
             ) from None
 
 
-def open_data(spec: DataSpec | Path | str = "data") -> Data:
+def open_data(spec: DataSpec | Path | str = "data", classes: Sequence[str] = ()) -> Data:
     """List the samples of every split; none of them is read.
+
+    Args:
+        spec: which data.
+        classes: the network's own class names, by which labels are known that are among them or are numbers.
 
     Raises:
         PosthocError: nothing there, nothing of a form that is known, or labels that do not fit together.
@@ -100,11 +104,11 @@ def open_data(spec: DataSpec | Path | str = "data") -> Data:
     else:
         found = _every_split(spec.data or "")
     place = spec.data if spec.data is not None and not given else ", ".join(given.values())
-    data = _made(place, {name: found[name] for name in SPLITS if name in found}, spec)
+    data = _made(place, {name: found[name] for name in SPLITS if name in found}, spec, tuple(classes))
     return data if spec.holdout is None else held_out(data, spec.holdout, spec.seed)
 
 
-def _made(place: str, found: Mapping[str, Found], spec: DataSpec) -> Data:
+def _made(place: str, found: Mapping[str, Found], spec: DataSpec, classes: tuple[str, ...]) -> Data:
     kinds = {each.kind for each in found.values()}
     if len(kinds) > 1:
         raise PosthocError(f"{show(place)} with splits of {listed(sorted(kinds))}", "one kind", "correct the columns")
@@ -116,10 +120,17 @@ def _made(place: str, found: Mapping[str, Found], spec: DataSpec) -> Data:
             "to know which folder is which number",
             "give --classes with the folders' names, one a line, in the network's order",
         )
-    names = own if spec.classes is None else read_names(spec.classes)
+    names = own or _known(found, classes) if spec.classes is None else read_names(spec.classes)
     labels, classes = encode({name: each.labels for name, each in found.items()}, names, True in named)
     splits = {name: each.make(labels[name]) for name, each in found.items()}
     return Data(place, splits, tuple(map(printable, classes)), next(iter(kinds)), spec.exif)
+
+
+def _known(found: Mapping[str, Found], classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The network's class names where these data's labels are among them, or are numbers; else none."""
+    texts = {text for each in found.values() for text in each.labels or ()}
+    numbers = all(text.isdecimal() for text in texts) and not any(each.named for each in found.values())
+    return classes if numbers or texts <= set(classes) else ()
 
 
 def _every_split(what: str) -> dict[str, Found]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from posthoc_lt.checkpoint import Architecture, Checkpoint, Transform, identify, read
+from posthoc_lt.checkpoint import Architecture, Checkpoint, Transform, TwinsError, identify, read
 from posthoc_lt.data import Data, DataSpec, Reader, fingerprint, limited, open_data, printable
 from posthoc_lt.errors import PosthocError, show
+from posthoc_lt.extraction.twins import settle
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.fitting import fitted_head_note
 
@@ -86,17 +87,29 @@ def open_source(
     allow_pickle: bool = False,
     l2: float | None = None,
 ) -> Source:
-    """Read the checkpoint and list the images, without building or running the network; arguments as `extract`'s.
+    """Read the checkpoint and list the images; arguments as `extract`'s.
+
+    No network is built or run, but where several that compute differently have the checkpoint's tensors: then labelled
+    images settle which of them it is, and the architecture's note tells what decided.
 
     Raises:
         PosthocError: see `checkpoint.read`, `checkpoint.identify` and `data.open_data`.
     """
     checkpoint = read(ckpt, weights, allow_pickle=allow_pickle)
-    architecture = identify(checkpoint, arch)
-    _require_one_head(checkpoint, architecture, l2)
-    preprocessing = architecture.preprocessing.changed(mean, std, input_size)
     spec = data if isinstance(data, DataSpec) else DataSpec(str(data))
-    every = open_data(spec, architecture.classes)
+
+    def transform(architecture: Architecture) -> Transform:
+        return architecture.preprocessing.changed(mean, std, input_size)
+
+    deciding = ""
+    try:
+        architecture = identify(checkpoint, arch)
+        every = open_data(spec, architecture.classes)
+    except TwinsError as twins:
+        every = open_data(spec)
+        architecture, deciding = settle(twins, every, transform, skip=skip)
+    _require_one_head(checkpoint, architecture, l2)
+    preprocessing = transform(architecture)
     if every.kind != preprocessing.kind:
         wanted = preprocessing.kind
         raise PosthocError(
@@ -110,6 +123,7 @@ def open_source(
         "checkpoint": printable(ckpt),
         "checkpoint_sha256": checkpoint.sha256,
         "arch": architecture.name,
+        **({"arch_chosen_by": deciding} if deciding else {}),
         **({"weights": checkpoint.weights.key} if checkpoint.others else {}),
         "transform": preprocessing.to_json(),
         **spec.provenance(),
