@@ -73,7 +73,7 @@ def balanced_interval(tally: Tally, level: float = LEVEL, mask: Tensor | None = 
     >>> ten = torch.tensor([10, 10])
     >>> low, high = balanced_interval(Tally(right=torch.tensor([5, 9]), actual=ten, predicted=ten))
     >>> round(low, 3), round(high, 3)
-    (0.487, 0.853)
+    (0.487, 0.852)
     """
     members = _members(tally.actual, mask)
     share = recall(tally)[members]

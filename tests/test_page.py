@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import refusal_of
@@ -13,7 +14,11 @@ from commands import refusal_of
 import posthoc_lt
 from posthoc_lt import Features, FeatureSet, Head, PosthocError, Result
 from posthoc_lt.cli import run
+from posthoc_lt.evaluation import evaluate
+from posthoc_lt.methods.blend import Blend
+from posthoc_lt.methods.logit_adjust import LogitAdjust
 from posthoc_lt.pipeline.story import story
+from posthoc_lt.priors import Shares
 from posthoc_lt.report.page import page
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -158,9 +163,9 @@ def test_class_names_are_shown_as_text_whatever_they_hold() -> None:
 
 
 def test_thousands_of_classes_stay_small() -> None:
-    text = page(story(made_of(tuple(f"species {c}" for c in range(2000)), per_class=1)))
-    assert len(text) < 1_250_000  # 8,142 classes under 5 MB
-    assert len(Page(text).texts["bdi"]) == 2000
+    text = page(story(made_of(tuple(f"species {c}" for c in range(1000)), per_class=1)))
+    assert len(text) < 614_000  # 8,142 classes under 5 MB
+    assert len(Page(text).texts["bdi"]) == 1000
 
 
 def test_a_missing_class_and_a_missing_group_are_said_to_be() -> None:
@@ -172,6 +177,43 @@ def test_a_missing_class_and_a_missing_group_are_said_to_be() -> None:
     text = page(story(posthoc_lt.rebalance(features, methods="logit-adjust")))
     assert text.count('<td class="number">n/a</td>') >= 3
     assert "nan" not in re.sub(r"<[^>]*>", "", text).lower()
+
+
+@pytest.mark.parametrize("method", ["tau-norm-adjust", "offsets", "blend"])
+def test_a_method_whose_line_validation_chose_is_drawn_without_a_confidence_set(
+    features: FeatureSet, method: str
+) -> None:
+    result = posthoc_lt.rebalance(features, methods=method)
+    assert result.method == method
+    assert result.chosen.choice.interval is None
+    axes = result.plot()
+    labels = axes.get_legend_handles_labels()[1]
+    assert "same validation result" in labels
+    assert "95% set" not in labels
+    captions = " ".join(figure.caption for figure in story(result).figures)
+    assert "95%" not in captions
+    Page(page(story(result)))
+
+
+def test_the_curve_is_named_by_the_metric_that_it_shows(features: FeatureSet) -> None:
+    """Accuracy under the target, not the balanced accuracy that was asked for in its place."""
+    method = LogitAdjust(target_prior=Shares(tuple(range(1, 11)), "met"))
+    result = posthoc_lt.rebalance(features, methods=[method])
+    assert result.chosen.method == method
+    assert result.plot("tau").get_ylabel() == "weighted accuracy on validation (%)"
+
+
+def test_the_trades_drawn_are_those_of_heads_that_the_method_offers(features: FeatureSet) -> None:
+    """A mix stays between its ends: far past 1 others would be drawn."""
+    result = posthoc_lt.rebalance(features, methods=[Blend(other="ncm")])
+    family, val = result.fitted[1].family, features.val
+    assert val is not None
+    offered = [evaluate(family.at(mix / 400), val, features.counts) for mix in range(401)]
+    reached = {(each.group("many"), each.group("few")) for each in offered}
+    line = result.plot("pareto").get_lines()[0]
+    drawn = [(x / 100, y / 100) for x, y in np.asarray(line.get_xydata()).tolist()]
+    assert drawn
+    assert all(any(pair == pytest.approx(other) for other in reached) for pair in drawn)
 
 
 def test_the_command_writes_the_page_and_says_what_it_found(

@@ -273,8 +273,8 @@ def test_every_head_predicts_the_same_once_the_original_code_loads_it(
 ) -> None:
     """Each method's patched checkpoint, in code that knows nothing of us, against its head in numpy."""
     images = open_source(case / "model.pt", case / "data").split("test")
-    inputs = torch.cat([batch for batch, _ in images.batches(256)])
-    x, _ = arrays(features.test)
+    inputs = torch.cat([batch for batch, _ in images.batches(256)])[::4]
+    x = arrays(features.test)[0][::4]
     for name in METHODS:
         head = fit(name, features).head
         out = tmp_path / f"{name}.pt"
