@@ -26,6 +26,8 @@ STEPS = (
     "posthoc-lt report",
 )
 
+_WRITING = ("--out", " extract", " report")
+
 _STORY = """\
 A ResNet-20 was trained on long-tailed Fashion-MNIST: 500 images of the most frequent class,
 5 of the rarest. Its checkpoint and images are unpacked in {folder}.
@@ -43,7 +45,7 @@ def demo(into: Path, force: bool) -> None:
     click.echo(_STORY.format(folder=show(into)))
     with _working_in(into):
         for step in _possible():
-            line = step + (" --force" if force and any(word in step for word in ("--out", " extract", " report")) else "")
+            line = step + (" --force" if force and any(word in step for word in _WRITING) else "")
             click.secho(f"\n$ {line}", bold=True)
             cli.cli.main(shlex.split(line)[1:], prog_name="posthoc-lt", standalone_mode=False)
     click.echo(f"\nThe patched checkpoint is {show(into / 'balanced.pt')}: load it where you loaded model.pt.")
