@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -56,6 +58,17 @@ def beside() -> Iterator[None]:
     sys.path.insert(0, str(EXAMPLES))
     yield
     sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="session")
+def hostile() -> ModuleType:
+    """The benchmark of that name, imported as when it runs, with its folder on the path but only for that moment."""
+    folder = str(EXAMPLES / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module("hostile")
+    finally:
+        sys.path.remove(folder)
 
 
 @pytest.fixture

@@ -156,7 +156,8 @@ def test_a_known_network_needs_no_arch_and_takes_a_head_under_another_name(
         assert (architecture.name, architecture.note) == ("timm:net", "")
         assert isinstance(architecture.preprocessing, Preprocessing)
         assert architecture.preprocessing.input_size == 8
-        assert torch.equal(load_network(checkpoint, architecture)(x), network(x))
+        for same in (architecture, identify(checkpoint, "timm:net")):
+            assert torch.equal(load_network(checkpoint, same)(x), network(x))
         assert candidates(checkpoint)[0].heads == (new.removesuffix("."),)
         head = Head(torch.ones(4, 6), torch.ones(4))
         content: Any = fold(checkpoint.renamed(architecture.renames), "top", head)

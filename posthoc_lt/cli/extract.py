@@ -192,6 +192,7 @@ def _print(features: FeatureSet, ckpt: Path, out: Path, form: str) -> None:
                 **output.preamble({"checkpoint": ckpt}),
                 "features": str(out),
                 "arch": provenance["arch"],
+                "arch_chosen_by": provenance.get("arch_chosen_by"),
                 "head": provenance["head_name"] or None,
                 "transform": provenance["transform"],
                 "splits": rows,

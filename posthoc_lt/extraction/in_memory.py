@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from posthoc_lt.extraction.network import prepare
 from posthoc_lt.extraction.source import Source, open_source
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.fitting import fit_head
+
+logger = logging.getLogger(__name__)
 
 
 def extract(
@@ -78,6 +81,8 @@ def extract(
         allow_pickle=allow_pickle,
         l2=l2,
     )
+    if "arch_chosen_by" in source.provenance:
+        logger.warning(source.architecture.note)
     return extract_source(source, device=device, batch_size=batch_size, workers=workers, progress=progress)
 
 
