@@ -33,7 +33,7 @@ class Features:
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, a tensor, an array, a data frame or lists; may be
             memory-mapped, is read by `chunks` alone.
-        y: (N,) integer labels of any such form, or None for an unlabelled split.
+        y: (N,) integer labels of any such form, kept on the CPU, or None for an unlabelled split.
         device: where `chunks` delivers its blocks and so where all arithmetic runs.
 
     Raises:
@@ -177,7 +177,7 @@ def _hashes(x: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def _labels(y: Tensor, samples: int) -> Tensor:
-    labels = y.to(torch.int64)  # first of all, for torch cannot compare unsigned types
+    labels = y.to(_CPU, torch.int64)  # first of all, for torch cannot compare unsigned types
     if y.shape != (samples,) or y.is_floating_point() or bool((labels < 0).any()):
         raise PosthocError(
             f"labels of shape {tuple(y.shape)} and type {y.dtype} for {samples} samples",
@@ -231,7 +231,7 @@ class FeatureSet:
         classes: C names; ``0 … C-1`` where none are given.
         provenance: strings that say where the features come from (checkpoint_sha256, arch, transform, …).
         train_counts: (C,) train samples a class, standing in for a missing train split or for one that
-            holds only a part of them; whole numbers of any dtype, kept as int64.
+            holds only a part of them; whole numbers of any dtype, kept as int64 on the CPU.
 
     Raises:
         PosthocError: dimensions, labels, names or counts do not fit.
@@ -344,6 +344,7 @@ def _whole(counts: Tensor, classes: int) -> Tensor:
             f"one count for each of the {classes} classes",
             "write one number a class, in the order of the head's rows",
         )
+    counts = counts.to(_CPU)
     whole = counts.to(torch.int64)
     broken = counts.is_floating_point() and not torch.equal(whole.to(counts), counts)
     if broken or counts.dtype == torch.bool or bool((whole < 0).any()):

@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from posthoc_lt import METHODS, FeatureSet, Head, load_features, load_head, save
 from posthoc_lt.cli import cli, run
 from posthoc_lt.cli.demo import STEPS
 from posthoc_lt.conformal import load_thresholds
+from posthoc_lt.family import Certificate
 from posthoc_lt.methods import DEFAULT_METHODS
+from posthoc_lt.pipeline import Fitted
 
 BLOCK = set(
     "accuracy balanced_accuracy balanced_accuracy_ci many medium few macro_f1 worst_class nll ece".split()  # noqa: SIM905
@@ -105,6 +108,28 @@ def test_evaluate_shows_the_method_and_knob_of_a_saved_head(there: Path, capsys:
     out_of("logit-adjust --tau 1.25 --out head.safetensors", capsys)
     assert "  logit-adjust saved tau=1.25 " in out_of("evaluate --head head.safetensors", capsys)
     assert ",saved,tau,1.25," in out_of("evaluate --head head.safetensors --format csv", capsys)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate", "conformal"])
+def test_the_head_that_a_command_reads_is_among_its_inputs(
+    command: str, there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out_of("logit-adjust --tau 1 --out head.safetensors", capsys)
+    files = {"features": "feats.safetensors", "head": "head.safetensors"}
+    hashes = {
+        name: {"path": path, "sha256": sha256((there / path).read_bytes()).hexdigest()} for name, path in files.items()
+    }
+    assert json_of(f"{command} --head head.safetensors", capsys)["inputs"] == hashes
+
+
+@pytest.mark.parametrize("command", ["rebalance", "compare"])
+def test_a_fit_that_stopped_short_is_told(
+    command: str, there: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No penalty that these commands try is too small to be solved for, so the certificate is made up."""
+    monkeypatch.setattr(Fitted, "certificate", Certificate(1.0, 1e-3, 7, converged=False))
+    assert run([command, "--methods", "crt", "--format", "csv"]) == 0
+    assert "crt stopped after 7 steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["rebalance", "compare", "logit-adjust --tau 1", "evaluate"])

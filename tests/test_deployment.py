@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,7 @@ def test_em_takes_deployment_samples_and_looks_at_no_label(there: Path, capsys: 
     command = "tau-search --target-prior em --deploy-features"
     one, other = (json_of(f"{command} {name}", capsys) for name in ("unlabelled", "labelled"))
     assert one["target_prior"] == other["target_prior"]
+    assert one["inputs"]["deploy_features"]["sha256"] == sha256((there / "unlabelled").read_bytes()).hexdigest()
     assert one["estimate"]["low"][9] < one["estimate"]["shares"][9] < one["estimate"]["high"][9]
     assert one["estimate"]["shares"][9] == pytest.approx(share, abs=0.1)
     assert run(["calibrate", "--deploy", "em", "--deploy-features", "unlabelled"]) == 0

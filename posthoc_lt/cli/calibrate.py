@@ -80,7 +80,8 @@ def calibrate(
     populations = _populations(fitted, cached, deploy, estimate)
     split, rows = _judge(fitted, populations, cached, groups)
     missing = without_samples(cached, judging_split(cached)[1])
-    opening = output.preamble({"features": features}) if form == "json" else {}
+    read = {"features": features, "head": head, "deploy_features": deploy_features}
+    opening = output.preamble(read) if form == "json" else {}
     if out is not None:
         provenance = {**saved.provenance, "method": "probability", "deploy": deploy, "decided_by": "likelihood"}
         save_head(SavedHead(fitted.head_for(populations[deploy]), provenance), out, force)

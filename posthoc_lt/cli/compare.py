@@ -145,6 +145,8 @@ def compare(
         edges=groups,
         device=device,
     )
+    for each in found.fitted:
+        output.warn_unsolved(each, quiet)
     output.notes(found.notes, quiet)
     if form == "json":
         table = {
@@ -183,8 +185,7 @@ def evaluate(
             name: {split: found.block(cached.classes, verbose) for split, found in each.items()}
             for name, each in judged.items()
         }
-        inputs = {"features": features} if head is None else {"features": features, "head": head}
-        output.print_json({**output.preamble(inputs), "heads": blocks})
+        output.print_json({**output.preamble({"features": features, "head": head}), "heads": blocks})
         return
     chosen_on = "val" if head is not None and saved.provenance.get("decided_by") in CHOSEN_BY_VALIDATION else None
     tables = [

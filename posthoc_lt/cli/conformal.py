@@ -66,7 +66,7 @@ def conformal(
     thresholds = fit_thresholds(saved.head, val, kind, alpha=alpha, prevalence=prevalence)
     split, samples = judging_split(cached)
     report = evaluate_sets(saved.head, thresholds, samples, cached.counts, groups)
-    opening = output.preamble({"features": features}) if form == "json" else {}
+    opening = output.preamble({"features": features, "head": head}) if form == "json" else {}
     if out is not None:
         save_thresholds(thresholds, out, force)
     rows = [{"kind": kind, "alpha": alpha, "split": split, **_figures(report)}]

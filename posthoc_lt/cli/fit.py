@@ -49,7 +49,7 @@ def method_command(name: str) -> click.Command:
     def callback(**given: Any) -> None:
         own = {field.name: given.pop(field.name) for field in fields(method)}
         knob = given.pop(method.knob, None) if method.knob else None
-        run(partial(resolve, method, own, given.pop("deploy_features", None)), knob, **given)
+        run(partial(resolve, method, own, given.get("deploy_features")), knob, **given)
 
     made = options.together(*_knob_option(method), *_own_options(method), _shared)(callback)
     text = f"{method_summaries()[name]}\n\nHead: {method.formula}" + (f" ({method.paper})" if method.paper else "")
@@ -81,7 +81,7 @@ def tau_search(method: str, bias: str | None, deploy_features: Path | None, **gi
         raise click.UsageError(f"{method} has no --{name.replace('_', '-')}; give --method {other} with it.")
     if given["pareto"] and given["form"] == "csv":
         raise click.UsageError("--format csv has no place for two tables; give --format json with --pareto.")
-    run(partial(resolve, METHODS[method], own, deploy_features), None, **given)
+    run(partial(resolve, METHODS[method], own, deploy_features), None, deploy_features=deploy_features, **given)
 
 
 def run(
@@ -101,6 +101,7 @@ def run(
     verbose: bool,
     quiet: bool,
     pareto: bool = False,
+    deploy_features: Path | None = None,
 ) -> None:
     """Fit one method on a feature file, print it beside the baseline, and save its head if asked."""
     output.protect(out, HEAD, features)
@@ -114,7 +115,7 @@ def run(
     output.note_bias(fitted.head, cached, quiet)
     output.notes(notes(cached, baseline), quiet)
     trades = _trades(fitted, cached, groups) if pareto else None
-    opening = output.preamble({"features": features}) if form == "json" else {}
+    opening = output.preamble({"features": features, "deploy_features": deploy_features}) if form == "json" else {}
     written = output.write_head(fitted, cached, out, force)
     if form == "json":
         context = {"metric": selection.goal_of(made.method, cached).metric, "select": select}

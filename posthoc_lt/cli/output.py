@@ -25,11 +25,11 @@ from posthoc_lt.pipeline.result import saved_head
 from posthoc_lt.report import Table, dump, render
 
 
-def preamble(inputs: Mapping[str, Path]) -> dict[str, object]:
-    """What every JSON object begins with: the command, its version, arguments and input hashes."""
+def preamble(inputs: Mapping[str, Path | None]) -> dict[str, object]:
+    """What every JSON object begins with: the command, its version, arguments and the hashes of inputs given."""
     context = click.get_current_context()
     arguments = {"format" if name == "form" else name: _argument(value) for name, value in context.params.items()}
-    found = {name: find(path) for name, path in inputs.items()}
+    found = {name: None if path is None else find(path) for name, path in inputs.items()}
     hashes = {name: {"path": str(path), "sha256": _sha256(path)} for name, path in found.items() if path is not None}
     return {"command": context.info_name, "version": __version__, "arguments": arguments, "inputs": hashes}
 

@@ -14,6 +14,7 @@ from posthoc_lt.head import Head
 from posthoc_lt.methods.method import Method
 from posthoc_lt.priors import class_weights
 from posthoc_lt.solver import Solution, moments, path, penalties
+from posthoc_lt.solver.blocks import require_finite
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Ridge(Method):
         mean = found.share @ found.means
         between = found.means - mean
         covariance = found.within + between.T @ (between * found.share[:, None])
+        require_finite(covariance)
         unit = covariance.diagonal().mean()
         if unit.sqrt() <= 1e-12 * found.means.abs().max():
             raise PosthocError(

@@ -17,7 +17,7 @@ from posthoc_lt.report.plots import (
     plot_pareto,
     plot_reliability,
 )
-from posthoc_lt.search import BOUNDS, pareto
+from posthoc_lt.search import pareto
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,8 @@ def compared(result: Result) -> tuple[Evaluation, Evaluation]:
 
 def _tau(result: Result, axes: Axes | None) -> Axes:
     chosen = result.chosen
-    return plot_curve(chosen.choice, result.selection.metric, result.method, axes, knob=chosen.method.knob or "tau")
+    metric = result.selection.goal_of(chosen.method, result.features).metric
+    return plot_curve(chosen.choice, metric, result.method, axes, knob=chosen.method.knob or "tau")
 
 
 def _classes(result: Result, axes: Axes | None) -> Axes:
@@ -72,7 +73,7 @@ def _pareto(result: Result, axes: Axes | None) -> Axes:
     assert val is not None  # rebalance does not start without it
     judged = {each.label: each.val for each in result.fitted if each.val is not None}
     curves = {
-        each.label: pareto(each.family, val, goal.groups, BOUNDS)
+        each.label: pareto(each.family, val, goal.groups, each.family.bounds)
         for each in result.fitted
         if isinstance(each.family, Line | Power | KeptBias)
     }

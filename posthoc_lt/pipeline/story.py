@@ -51,11 +51,16 @@ def _figure(result: Result, kind: str) -> Figure:
     with pyplot.ioff():
         axes = draw(result, kind)
         try:
-            title = axes.get_title()
-            made = svg(axes, kind, f"{title}. {_CAPTIONS[kind]}")
+            title, caption = axes.get_title(), _caption(result, kind)
+            made = svg(axes, kind, f"{title}. {caption}")
         finally:
             pyplot.close(axes.figure)  # type: ignore[arg-type]  # a subfigure has no window to close
-    return Figure(title, made, _CAPTIONS[kind])
+    return Figure(title, made, caption)
+
+
+def _caption(result: Result, kind: str) -> str:
+    with_set = kind == "tau" and result.chosen.choice.interval is not None
+    return _CAPTIONS[kind] + _SET * with_set
 
 
 def _facts(result: Result) -> dict[str, str]:
@@ -83,7 +88,7 @@ def _facts(result: Result) -> dict[str, str]:
 
 _CAPTIONS = {
     "tau": "The exact validation metric at every value of the knob, no grid. Blue: where every value gives the chosen "
-    "one's result. Grey: the 95% set of the best value, which few validation samples leave wide.",
+    "one's result.",
     "classes": "Accuracy of every class before and after, against its train samples: what rare classes gain is paid by "
     "frequent ones.",
     "norms": "Training leaves frequent classes with longer weight vectors; methods that change weights change this. "
@@ -94,3 +99,5 @@ _CAPTIONS = {
     "sure it may be.",
     "confusion": "The mistakes whose number changed most.",
 }
+
+_SET = " Grey: the 95% set of the best value, which few validation samples leave wide."

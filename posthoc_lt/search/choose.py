@@ -13,7 +13,7 @@ from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import Family, Line, Offsets, Path, Point, Sheet
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
-from posthoc_lt.search.curve import TIE, Curve
+from posthoc_lt.search.curve import TIE, Curve, rounded
 from posthoc_lt.search.evidence import Evidence, gather
 from posthoc_lt.search.figures import value
 from posthoc_lt.search.folds import vote
@@ -109,7 +109,9 @@ def choose(
         supported = inside
         if goal.rule == "guarded":
             supported = inside & (curve.values >= best - GUARD * error - TIE)
-        likely = fit_knob(family, val, goal.weights(val.labels), bounds).knob
+        fitted = fit_knob(family, val, goal.weights(val.labels), bounds).knob
+        # Further digits are the optimiser's, and change with the number of threads that the logits are computed on.
+        likely = float(rounded(torch.tensor(fitted, dtype=torch.float64)))
         knob = curve.nearest(likely, supported)
         decided_by = "likelihood" if supported[curve.cell(likely)] else "guard"
     interval = curve.hull(inside & (curve.values >= best - _LEVEL * error - TIE))

@@ -58,7 +58,7 @@ def _logarithmic(family: Power, features: Features) -> Iterator[tuple[slice, Ten
 
 def _not_lines(family: Family) -> PosthocError:
     return PosthocError(
-        f"a {type(family).__name__.lower()} of heads, whose order of classes is not one of lines",
+        f"heads of the kind {type(family).__name__.lower()}, whose order of classes is not one of lines",
         "a method with a knob tau: logit-adjust or tau-norm",
         "give --method logit-adjust",
     )

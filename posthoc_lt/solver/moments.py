@@ -43,6 +43,7 @@ def moments(features: Features, class_weight: Tensor) -> Moments:
     for x, y, w in blocks:
         centred = x - means[y]
         within.addmm_(centred.T, centred * w[:, None])
+    require_finite(within)  # squares overflow before sums do
     return Moments(class_weight.to(counts) * counts, means, within)
 
 

@@ -16,13 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Steps:
-    """The exact validation curve: `values[k]` holds from `edges[k]` to `edges[k + 1]`."""
+    """The exact validation curve: `values[k]` holds from `edges[k]` to `edges[k + 1]`.
+
+    Args:
+        edges, values: of the steps.
+        chosen: the knob.
+        plateau: around it.
+        interval: the confidence set of the best knob; None where validation chose the line itself.
+    """
 
     edges: list[float]
     values: list[float]
     chosen: float
     plateau: tuple[float, float]
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
 
 
 def steps(choice: Choice) -> Steps:
@@ -31,7 +38,7 @@ def steps(choice: Choice) -> Steps:
     Raises:
         PosthocError: the knob was not chosen on a curve.
     """
-    if choice.curve is None or choice.knob is None or choice.plateau is None or choice.interval is None:
+    if choice.curve is None or choice.knob is None or choice.plateau is None:
         raise PosthocError(
             "a head whose knob was not chosen on a validation curve",
             "logit-adjust or tau-norm, with tau chosen on validation",
@@ -51,7 +58,8 @@ def plot_curve(choice: Choice, metric: str, method: str, axes: Axes | None = Non
     made = steps(choice)
     axes = axes or new_axes()
     axes.stairs([100 * value for value in made.values], made.edges, baseline=None, color=AFTER, linewidth=1.5)
-    axes.axvspan(*made.interval, color=BEFORE, alpha=0.12, linewidth=0, label="95% set")
+    if made.interval is not None:
+        axes.axvspan(*made.interval, color=BEFORE, alpha=0.12, linewidth=0, label="95% set")
     axes.axvspan(*made.plateau, color=FAINT, alpha=0.3, linewidth=0, label="same validation result")
     axes.axvline(made.chosen, color=BEFORE, linestyle="--", label=f"chosen {made.chosen:.3g} ({choice.decided_by})")
     axes.set(xlabel=r"$\tau$" if knob == "tau" else knob, ylabel=f"{metric_name(metric)} on validation (%)")
