@@ -100,13 +100,8 @@ class Inputs:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_arrays_that_lie_on_the_gpu_give_the_same_result(features: FeatureSet) -> None:
-    def placed(split: Features | None) -> tuple[Tensor, Tensor]:
-        assert split is not None
-        return split.x.cuda(), split.labels.cuda()
-
-    found = posthoc_lt.rebalance(
-        features.head, features.counts.cuda(), placed(features.val), placed(features.test), methods="logit-adjust"
-    )
+    splits = [[torch.from_numpy(part).cuda() for part in arrays(split)] for split in (features.val, features.test)]
+    found = posthoc_lt.rebalance(features.head, features.counts.cuda(), *splits, methods="logit-adjust")
     expected = posthoc_lt.rebalance(features, methods="logit-adjust", device="cpu")
     assert found.tau == pytest.approx(expected.tau, abs=1e-3)
 
