@@ -253,3 +253,14 @@ def test_the_line_of_a_target_starts_from_it() -> None:
     assert isinstance(family, Line)
     assert family.origin.bias.numpy() == pytest.approx(HEAD.bias.numpy() + np.log(TARGET))
     assert family.direction.bias.numpy() == pytest.approx(-np.log(TRAIN))
+
+
+def test_a_target_and_class_weights_of_ones_own_cannot_both_lead(features: FeatureSet) -> None:
+    """One set of weights can lead the choice: the target's would be passed over without a word."""
+    weights = tuple(float(c + 1) for c in range(10))
+    method = LogitAdjust(target_prior="train")
+    floor = Selection(subject_to=("weighted-accuracy>=0.1",), class_weight=weights)
+    with pytest.raises(PosthocError, match="--metric weighted-accuracy"):
+        fit(method, features, selection=floor)
+    own = fit(method, features, selection=Selection(metric="weighted-accuracy", class_weight=weights))
+    assert own.choice.decided_by in ("likelihood", "guard")

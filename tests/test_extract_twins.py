@@ -236,8 +236,9 @@ def test_a_bare_resnet18_is_told_from_its_twin(there: Path, capsys: pytest.Captu
     except PosthocError:
         pytest.skip("timm is not installed")
     x, y = images(there)
-    colour = torch.tensor([[0.485, 0.440, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
-    x = (nn.functional.interpolate(x, 40, mode="bilinear") / 2 + 0.5 - colour[0]) / colour[1]
+    colour = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    x = nn.functional.interpolate(x, 45, mode="bilinear")[..., 2:42, 2:42]  # as torchvision crops 7/8 of the side
+    x = (x / 2 + 0.5 - colour[0]) / colour[1]
     with torch.no_grad():
         network.train()(x[::3])  # so that its normalisation has statistics of these images
         hidden = network.eval().forward_head(network.forward_features(x), pre_logits=True)

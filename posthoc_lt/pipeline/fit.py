@@ -76,10 +76,19 @@ class Selection:
 
         Balanced accuracy is accuracy where all classes are equally frequent; for a method with a target of its own,
         accuracy under that target stands in for it. Any other metric stays what was asked for.
+
+        Raises:
+            PosthocError: class weights for a floor beside a target: a goal has one set of them.
         """
         goal, target = self.goal(features), method.target(features.training)
-        if target is None or goal.metric != "balanced-accuracy" or goal.class_weight is not None:
+        if target is None or goal.metric != "balanced-accuracy":
             return goal
+        if goal.class_weight is not None:
+            raise PosthocError(
+                "class weights for a floor beside a target prior, whose accuracy would be chosen by",
+                "one of the two",
+                "give --metric weighted-accuracy to choose by the class weights, or leave out --class-weight",
+            )
         return replace(goal, metric=WEIGHTED, class_weight=target.cpu())
 
     def free(self) -> Selection:
