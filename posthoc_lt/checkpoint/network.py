@@ -22,7 +22,7 @@ def load_network(checkpoint: Checkpoint, architecture: Architecture) -> nn.Modul
     without and with, since a network's own parts may bear such a name.
 
     Raises:
-        PosthocError: a tensor is missing, unexpected or of another shape.
+        PosthocError: a tensor is missing, unexpected, of another shape, or of whole numbers where weights belong.
     """
     own = kind_named(checkpoint.format).network
     if own is not None:
@@ -42,12 +42,18 @@ class _Mismatch(NamedTuple):
     missing: list[str]
     unexpected: list[str]
     reshaped: list[str]
+    retyped: list[str]
 
     def size(self) -> int:
         return sum(map(len, self))
 
     def told(self) -> str:
-        parts = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.reshaped))
+        parts = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.reshaped),
+            ("that hold no real numbers", self.retyped),
+        )
         return "; ".join(f"{len(keys)} {what}: {listed(keys, 3)}" for what, keys in parts if keys)
 
 
@@ -61,7 +67,12 @@ def _mismatch(network: nn.Module, state: Mapping[str, Tensor]) -> _Mismatch:
         for name in wanted
         if name in state and state[name].shape != wanted[name].shape
     ]
-    return _Mismatch(missing, unexpected, reshaped)
+    retyped = [  # whose values torch would convert without a word
+        f"{name} {state[name].dtype}"
+        for name in wanted
+        if name in state and wanted[name].is_floating_point() and not state[name].is_floating_point()
+    ]
+    return _Mismatch(missing, unexpected, reshaped, retyped)
 
 
 def _loaded(
