@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -273,6 +274,19 @@ class FeatureSet:
                 "counts of all train samples, those at hand among them",
                 "count them again, in the order of the head's rows, or leave train_counts out",
             )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{name}</td><td>{len(split)}</td><td>{split.dimensions}</td><td>{str(split.x.dtype)[6:]}</td>"
+            f"<td>{'no' if split.y is None else 'yes'}</td></tr>"
+            for name, split in self.splits().items()
+        )
+        header = "".join(f"<th>{name}</th>" for name in ("split", "samples", "dimensions", "type", "labelled"))
+        classes = html.escape(listed(self.classes))
+        return (
+            f"<p>FeatureSet: {self.head.classes} classes ({classes})</p>"
+            f"<table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+        )
 
     def splits(self) -> dict[str, Features]:
         """The splits that are there, by name."""

@@ -291,5 +291,5 @@ def test_apply_without_a_bias() -> None:
 @pytest.mark.parametrize(("name", "shape"), [("1", (3, 4)), ("absent", (3, 4)), ("0", (5, 4))])
 def test_apply_refuses_a_layer_that_does_not_take_the_head(name: str, shape: tuple[int, int]) -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
-    with pytest.raises(PosthocError, match="to take a head|a head of shape"):
+    with pytest.raises(PosthocError, match=r"to take a head|a head of shape"):
         apply(model, name, Head(torch.ones(shape), torch.ones(shape[0])))

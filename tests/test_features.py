@@ -242,3 +242,18 @@ def test_a_set_where_it_should_be_is_not_made_again() -> None:
     features = FeatureSet(HEAD, val=split([0, 1]))
     assert features.to(torch.device("cpu")) is features
     assert features.to(torch.device("meta")).val.device.type == "meta"  # type: ignore[union-attr]
+
+
+def test_a_notebook_shows_a_set_split_by_split_and_its_names_as_text() -> None:
+    x = torch.eye(2)
+    made = FeatureSet(
+        Head(torch.eye(2), torch.zeros(2)),
+        Features(x.half(), torch.tensor([0, 1])),
+        Features(x[:1]),
+        classes=("<script>alert(1)</script>", "owl"),
+    )
+    shown = made._repr_html_()
+    assert "<tr><td>train</td><td>2</td><td>2</td><td>float16</td><td>yes</td></tr>" in shown
+    assert "<tr><td>val</td><td>1</td><td>2</td><td>float32</td><td>no</td></tr>" in shown
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
