@@ -27,7 +27,7 @@ DEVIATION = 0.5
 class TauNormAdjust(Method):
     """Both at once, ``w'_c = w_c/r_c^γ, b'_c = b_c/r_c^γ − τ log π_c`` with r_c = ‖w_c‖ over its geometric mean.
 
-    Post-hoc vector scaling (Kini 2021, arXiv:2103.01946, scales and shifts logits in the training loss), its scale
+    Post-hoc vector scaling (Kini 2021, arXiv:2103.01550, scales and shifts logits in the training loss), its scale
     that of τ-normalisation (Kang 2020, arXiv:1910.09217) with the bias scaled too, its shift that of logit
     adjustment (Menon 2021, arXiv:2007.07314). γ = 0 is logit adjustment, τ = 0 τ-normalisation, both 0 the
     untouched head; dividing by the mean norm keeps the unit of the logits, and so the meaning of τ, at every γ.
@@ -39,7 +39,7 @@ class TauNormAdjust(Method):
         PosthocError: a class has weights of norm 0 or no train sample, or gamma is not finite.
     """
 
-    paper: ClassVar[str] = "2103.01946"
+    paper: ClassVar[str] = "2103.01550"
     formula: ClassVar[str] = "w' = w / r^gamma, b' = b / r^gamma - tau log pi, r = |w| / geometric mean"
     knob: ClassVar[str | None] = "tau"
     default: ClassVar[bool] = False
