@@ -19,10 +19,12 @@ def test_feature_files_of_schema_1_load(name: str) -> None:
     assert found.splits().keys() == made.splits().keys() == {"train", "val", "test"}
     for split, features in made.splits().items():
         there = found.splits()[split]
-        assert there.x.dtype == features.x.dtype and torch.equal(there.x, features.x)
+        assert there.x.dtype == features.x.dtype
+        assert torch.equal(there.x, features.x)
         assert (there.y is None) == (features.y is None)
         assert features.y is None or torch.equal(there.labels, features.labels)
-    assert torch.equal(found.head.weight, made.head.weight) and not found.head.has_bias
+    assert torch.equal(found.head.weight, made.head.weight)
+    assert not found.head.has_bias
     assert torch.equal(found.counts, torch.tensor([40, 30, 20, 10]))
     assert found.classes == golden_case.NAMES
     assert found.provenance == golden_case.FOUND
@@ -30,7 +32,8 @@ def test_feature_files_of_schema_1_load(name: str) -> None:
 
 def test_head_files_of_schema_1_load() -> None:
     found, made = load_head(GOLDEN / "head-1.safetensors"), golden_case.saved_head()
-    assert torch.equal(found.head.weight, made.head.weight) and torch.equal(found.head.bias, made.head.bias)
+    assert torch.equal(found.head.weight, made.head.weight)
+    assert torch.equal(found.head.bias, made.head.bias)
     assert found.head.has_bias
     assert found.provenance == made.provenance
 
