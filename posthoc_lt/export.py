@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
 from posthoc_lt.checkpoint import (
     CPU_TOLERANCE,
+    INDEX,
     Architecture,
     Checkpoint,
     HeadForm,
@@ -108,7 +111,7 @@ def export(
     checkpoint = checkpoint.renamed(architecture.renames)
     content = fold(checkpoint, name, head, add_bias)
     proof = _proof_inputs(features, data, architecture)
-    with (replacing_folder if ckpt.is_dir() else replacing)(out, force) as temporary:
+    with _replacing(out, force, folder=ckpt.is_dir()) as temporary:
         write(checkpoint, content, temporary)
         patched = read(temporary, checkpoint.weights.key, allow_pickle=allow_pickle)
         changed = _check_rest(checkpoint, patched, name)
@@ -117,6 +120,22 @@ def export(
         network = load_network(patched, architecture)
         gap = _check_network(network, name, head, stored_head(checkpoint, name, head), proof)
     return Exported(out, changed, len(proof.cached), gap)
+
+
+@contextmanager
+def _replacing(out: Path, force: bool, *, folder: bool) -> Iterator[Path]:
+    """A temporary path for a file, a folder, or an index with its shards beside it; named when the block ends well."""
+    if folder or not out.name.endswith(INDEX):
+        with (replacing_folder if folder else replacing)(out, force) as temporary:
+            yield temporary
+        return
+    with ExitStack() as stack:
+        index = stack.enter_context(replacing(out, force))  # left last, so that it never names what is not there
+        inside = Path(stack.enter_context(TemporaryDirectory(prefix=".", dir=out.parent)))
+        yield inside / out.name
+        (inside / out.name).replace(index)
+        for shard in inside.iterdir():
+            shard.replace(stack.enter_context(replacing(out.with_name(shard.name), force)))
 
 
 def apply(model: nn.Module, name: str, head: Head, *, add_bias: bool = False) -> nn.Module:
@@ -130,8 +149,8 @@ def apply(model: nn.Module, name: str, head: Head, *, add_bias: bool = False) ->
     """
     model = copy.deepcopy(model)
     old = {key: value.detach() for key, value in model.named_parameters()}
-    layers = HeadForm.parse(name).layers
-    if any(f"{layer}.weight" not in old for layer in layers):
+    form = HeadForm.parse(name)
+    if any(each not in old for each in form.parameters() if not each.endswith(".bias")):
         raise PosthocError(
             f"{type(model).__name__}, which has no layer {show(name)!r} to take a head",
             "the network that the features came from",

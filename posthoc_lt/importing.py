@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posthoc_lt.checkpoint.formats import INDEX, recognise
 from posthoc_lt.data import printable
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.features import SPLITS, Features, FeatureSet
@@ -33,7 +34,7 @@ def import_features(
     Args:
         train, val, test: a file that holds features (N, D) of floats and labels (N,), told by their shapes, or by
             the names ``train.features train.labels`` and so on where it holds several splits; or two files,
-            ``x.npy,y.npy``. Features alone are an unlabelled split.
+            ``x.npy,y.npy``; or the ``.index.json`` of shards. Features alone are an unlabelled split.
         head: a file that holds the network's last layer, weight (C, D) and perhaps bias (C,); or two files.
         l2: for want of a head, fit one: multinomial logistic regression on train, `l2` its penalty in units of
             the feature variance (0.01 is usual). Large l2: nearly the class frequencies alone.
@@ -150,8 +151,15 @@ def _read(what: str) -> Mapping[str, Array]:
     found: dict[str, Array] = {}
     for path in paths:
         stem = f"{Path(path).stem}." if len(paths) > 1 else ""
-        found |= {(stem + key).removesuffix("."): array for key, array in read_arrays(path).items()}
+        arrays = _of_shards(Path(path)) if path.endswith(INDEX) else read_arrays(path)
+        found |= {(stem + key).removesuffix("."): array for key, array in arrays.items()}
     return found
+
+
+def _of_shards(index: Path) -> Mapping[str, Array]:
+    content = recognise(index).load(index).content
+    assert isinstance(content, Mapping)
+    return content
 
 
 def _narrow(x: Tensor) -> Tensor:

@@ -71,6 +71,32 @@ class Cosine(nn.Module):
         return logits
 
 
+class Squashed(Cosine):
+    """As open long-tailed recognition's CosNorm_Classifier (1904.05160) computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = torch.norm(x.clone(), 2, 1, keepdim=True)
+        ex = (norm / (1 + norm)) * (x / norm)
+        return torch.mm(self.scale * ex, (self.weight / torch.norm(self.weight, 2, 1, keepdim=True)).t())
+
+
+class Scaled(nn.Module):
+    """As LWS in classifier-balancing (1910.09217), in place, or in MiSLAS (2104.00466), with its (1, C) factors."""
+
+    def __init__(self, inplace: bool, bias: bool = True) -> None:
+        super().__init__()
+        self.inplace = inplace
+        self.fc = nn.Linear(48, 4, bias=bias)
+        self.scales = nn.Parameter(torch.rand(4) + 0.5 if inplace else torch.rand(1, 4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x.flatten(1))
+        if self.inplace:
+            x *= self.scales
+            return x
+        return self.scales * x
+
+
 def cosine(scale: float, columns: bool) -> nn.Module:
     return nn.Sequential(nn.Flatten(), Cosine(scale, columns))
 
@@ -84,6 +110,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
     "distilled without bias": (lambda: Distilled(bias=False), "head+head_dist", 12),
     "cosine": (lambda: cosine(16.0, False), "cosine:1", 48),
     "cosine columns": (lambda: cosine(1.0, True), "cosine-columns:1", 48),
+    "squashed cosine": (lambda: nn.Sequential(nn.Flatten(), Squashed(16.0, False)), "squashed-cosine:1", 48),
+    "factors, in place": (lambda: Scaled(True), "fc*scales", 48),
+    "factors": (lambda: Scaled(False), "fc*scales", 48),
+    "factors without bias": (lambda: Scaled(False, bias=False), "fc*scales", 48),
 }
 
 
@@ -124,20 +154,22 @@ def test_a_new_head_is_what_the_network_then_computes(tmp_path: Path, case: str)
     for patched in (net, apply(network(case), located.name, new)):
         assert torch.allclose(patched(X), new(features), rtol=1e-5, atol=1e-5)
     stored = stored_head(checkpoint, located.name, new)
-    assert torch.equal(stored.weight, new.weight)
-    assert torch.equal(stored.bias, new.bias)
+    exact = 0.0 if "factors" not in case else 1e-6  # divided by them in float32, and multiplied again
+    torch.testing.assert_close(stored.weight, new.weight, rtol=exact, atol=0)
+    torch.testing.assert_close(stored.bias, new.bias, rtol=exact, atol=0)
 
 
-@pytest.mark.parametrize("columns", [False, True])
-def test_a_cosine_layer_holds_a_head_of_equal_norms_and_no_other(columns: bool) -> None:
-    net = network("cosine columns" if columns else "cosine")
+@pytest.mark.parametrize("case", ["cosine", "cosine columns", "squashed cosine"])
+def test_a_cosine_layer_holds_a_head_of_equal_norms_and_no_other(case: str) -> None:
+    net = network(case)
     located = find_head(net, X)
-    scale = 1.0 if columns else 16.0
+    scale = 1.0 if "columns" in case else 16.0
     assert torch.allclose(located.head.weight.norm(dim=1), torch.full((4,), scale), rtol=1e-5)
     turned = Head.without_bias(located.head.weight.flip(0))
     with capture(net, located.name) as run:
         features, _ = run(X)
-    assert torch.allclose(features.norm(dim=1), torch.ones(6))
+    norm = X.flatten(1).norm(dim=1)
+    assert torch.allclose(features.norm(dim=1), norm / (1 + norm) if "squashed" in case else torch.ones(6))
     assert torch.allclose(apply(net, located.name, turned)(X), turned(features), rtol=1e-5, atol=1e-5)
     uneven = turned.weight * torch.tensor([1.0, 2.0, 1.0, 1.0])[:, None]
     for head in (Head.without_bias(uneven), Head(turned.weight, torch.ones(4))):
@@ -145,25 +177,22 @@ def test_a_cosine_layer_holds_a_head_of_equal_norms_and_no_other(columns: bool) 
             apply(net, located.name, head)
 
 
-def test_a_cosine_layer_that_squashes_norms_is_not_taken_for_one() -> None:
-    class Squashed(Cosine):
-        def forward(self, x: Tensor) -> Tensor:
-            norm = x.norm(dim=1, keepdim=True)
-            logits: Tensor = super().forward(x) * norm / (1 + norm)
-            return logits
-
-    net = nn.Sequential(nn.Flatten(), Squashed(16.0, False)).eval()
-    with pytest.raises(PosthocError, match="no layer gives"):
-        find_head(net, X)
+def test_a_factor_of_nothing_takes_no_head() -> None:
+    net = network("factors, in place")
+    located = find_head(net, X)
+    with torch.no_grad():
+        net.get_parameter("scales")[1] = 0
+    with pytest.raises(PosthocError, match="a factor of 0 in scales"):
+        apply(net, located.name, located.head)
 
 
 def test_a_convolution_followed_by_a_nonlinearity_is_refused() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    with pytest.raises(PosthocError, match=r"no layer gives.*0 \(3 → 4\)"):
+    with pytest.raises(PosthocError, match=r"no layer gives.*0 \(3 → 4\); 0 has as many outputs, but something after"):
         find_head(net, X)
 
 
-@pytest.mark.parametrize("name", ["fc", "head+head_dist", "cosine:fc", "cosine-columns:a.b"])
+@pytest.mark.parametrize("name", ["fc", "a+b", "cosine:fc", "cosine-columns:a.b", "squashed-cosine:a", "a.b*c.d"])
 def test_names_are_read_as_written(name: str) -> None:
     assert str(HeadForm.parse(name)) == name
 

@@ -18,12 +18,14 @@ from small_network import new_head, write_images
 from torch import Tensor
 
 from posthoc_lt.checkpoint import Preprocessing, identify, read
+from posthoc_lt.checkpoint.hugging_face import transformers_library
 from posthoc_lt.cli import run
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.export import export
 from posthoc_lt.extraction import extract
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+transformers = transformers_library()  # beside a torchvision that it can import, where there is one
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # transformers' own
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "plain", "film", "very", "not", "a", "the")

@@ -33,6 +33,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+FLAT: Any = ("Flatten", ["Conv"], {})
 HEADS: dict[str, Sequence[Any]] = {
     "gemm": [("Gemm", ["h", "classifier.weight", "classifier.bias"], {"transB": 1})],
     "gemm-columns": [("Gemm", ["h", "columns", "classifier.bias"], {})],
@@ -40,11 +41,19 @@ HEADS: dict[str, Sequence[Any]] = {
     "conv": [
         ("Unsqueeze", ["h", "axes"], {}),
         ("Conv", ["Unsqueeze", "classifier.weight", "classifier.bias"], {}),
-        ("Flatten", ["Conv"], {}),
+        FLAT,
     ],
     "softmax": [("Gemm", ["h", "classifier.weight", "classifier.bias"], {"transB": 1}), ("Softmax", ["Gemm"], {})],
     "scaled": [("Gemm", ["h", "classifier.weight", "classifier.bias"], {"transB": 1, "alpha": 2.0})],
     "no-bias": [("MatMul", ["h", "columns"], {})],
+    "gemm-no-bias": [("Gemm", ["h", "classifier.weight"], {"transB": 1})],
+    "gemm-empty-bias": [("Gemm", ["h", "classifier.weight", ""], {"transB": 1})],
+    "conv-no-bias": [("Unsqueeze", ["h", "axes"], {}), ("Conv", ["Unsqueeze", "classifier.weight"], {}), FLAT],
+    "matmul-flat": [
+        ("Unsqueeze", ["h", "one"], {}),
+        ("MatMul", ["Unsqueeze", "columns"], {}),
+        ("Flatten", ["MatMul"], {}),
+    ],
 }
 
 
@@ -70,7 +79,12 @@ def save(network: Small, path: str, head: str = "gemm", batch: int | str = "n", 
     for op, taken, options in HEADS[head]:
         nodes.append(made(op, taken, ["logits" if op == HEADS[head][-1][0] else op], **options))
     state = {name: value.numpy() for name, value in network.state_dict().items() if not name.endswith("tracked")}
-    state |= {"spatial": np.array([2, 3]), "axes": np.array([2, 3]), "columns": state["classifier.weight"].T}
+    state |= {
+        "spatial": np.array([2, 3]),
+        "axes": np.array([2, 3]),
+        "one": np.array([1]),
+        "columns": state["classifier.weight"].T,
+    }
     used = {name for node in nodes for name in node.input}
     tensors = [onnx.numpy_helper.from_array(np.ascontiguousarray(v), k) for k, v in state.items() if k in used]
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [batch, 1, 8, 8])
@@ -156,14 +170,27 @@ def test_no_affine_head(images: Path, head: str) -> None:
         extract("model.onnx", images)
 
 
-def test_a_bias_needs_a_place(images: Path) -> None:
-    save(small(bias=False), "model.onnx", "no-bias")
+@pytest.mark.parametrize("head", ["no-bias", "gemm-no-bias", "gemm-empty-bias", "conv-no-bias", "matmul-flat"])
+def test_a_bias_is_added_where_it_is_asked_for(images: Path, head: str) -> None:
+    network = small(bias=False, convolution=head.startswith("conv"))
+    save(network, "model.onnx", head)
     features = extract("model.onnx", images)
-    for add_bias in (False, True):
-        with pytest.raises(PosthocError, match=r"bias"):
-            export("model.onnx", new_head(features), "balanced.onnx", features=features, add_bias=add_bias)
+    with pytest.raises(PosthocError, match=r"--add-bias, which adds it to the graph"):
+        export("model.onnx", new_head(features), "balanced.onnx", features=features)
     assert os.listdir() == ["model.onnx"]
-    export("model.onnx", new_head(features, bias=False), "balanced.onnx", features=features)
+    made = export("model.onnx", new_head(features), "balanced.onnx", features=features, add_bias=True)
+    assert [name.rpartition(".")[2] for name in made.changed] == ["weight", "bias"]
+    new = new_head(features)
+    expected = network.features(inputs(images)).double() @ new.weight.double().T + new.bias.double()
+    np.testing.assert_allclose(logits("balanced.onnx", inputs(images)), expected, rtol=1e-5, atol=1e-5)
+    onnx.checker.check_model(onnx.load("balanced.onnx"), full_check=True)
+    old, after = ({each.name: each for each in onnx.load(path).graph.initializer} for path in ("model.onnx", made.path))
+    kept = set(old) - {"columns", "classifier.weight"}
+    assert all(old[name] == after[name] for name in kept)
+    assert len(after) == len(old) + 1
+    again = extract("balanced.onnx", images)
+    np.testing.assert_allclose(again.head.bias, new.bias)
+    export("model.onnx", new_head(features, bias=False), "plain.onnx", features=features)
 
 
 def test_damaged_files_are_one_clear_error(images: Path) -> None:

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from posthoc_lt.checkpoint.hugging_face import transformers_library
 from posthoc_lt.cli import run
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.export import export
 from posthoc_lt.extraction import extract
 from posthoc_lt.files import load_features, load_head
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+transformers = transformers_library()  # beside a torchvision that it can import, where there is one
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # transformers' own
 
 TOPICS = {

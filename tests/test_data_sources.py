@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import gc
+import gzip
 import shutil
 import sys
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from data_forms import FORMS, SPLITS, Row, lists, one_table, parquet_shards, shards, table
 from PIL import Image
 from torch import Tensor
 
 from posthoc_lt.data import Data, DataSpec, Reader, Samples, fingerprint, held_out, limited, open_data
+from posthoc_lt.data.labels import read_names
+from posthoc_lt.data.shards import TarImages
 from posthoc_lt.errors import PosthocError
-
-SPLITS = {"train": 3, "val": 2, "test": 1}
-
-Row = tuple[str, str, int, Path]
 
 
 def prepare(image: Image.Image) -> Tensor:
@@ -51,120 +48,6 @@ def rows(images: Path) -> list[Row]:
         for label, name in enumerate(names)
         for path in sorted((images / split / name).iterdir())
     ]
-
-
-def table(path: Path, header: list[str], lines: list[list[object]], delimiter: str = ",") -> str:
-    with path.open("w", newline="") as file:
-        csv.writer(file, delimiter=delimiter).writerows([header, *lines])
-    return str(path)
-
-
-def lists(rows: list[Row], root: Path, folder: Path) -> DataSpec:
-    for split in SPLITS:
-        lines = [f"{path.relative_to(root)} {label}\n" for name, _, label, path in rows if name == split]
-        (folder / f"{split}.txt").write_text("".join(lines) + "\n")
-    train, val, test = (str(folder / f"{split}.txt") for split in SPLITS)
-    return DataSpec(str(root), train, val, test)
-
-
-def one_table(rows: list[Row], root: Path, folder: Path) -> DataSpec:
-    lines: list[list[object]] = [[split, name, path] for split, name, _, path in rows]
-    return DataSpec(table(folder / "all.csv", ["split", "label", "path"], lines))
-
-
-def tables(rows: list[Row], root: Path, folder: Path) -> DataSpec:
-    lines: list[list[object]] = [[path.relative_to(root), label, split] for split, _, label, path in rows]
-    given = table(folder / "all.tsv", ["path", "label", "split"], lines, "\t")
-    return DataSpec(str(root), given, given, given)
-
-
-def parquet(rows: list[Row], root: Path, folder: Path) -> DataSpec:
-    pytest.importorskip("pyarrow")
-    import pandas as pd
-
-    frame = pd.DataFrame([(split, label, str(path)) for split, _, label, path in rows])
-    frame.set_axis(["split", "label", "path"], axis=1).to_parquet(folder / "all.parquet")
-    return DataSpec(str(folder / "all.parquet"))
-
-
-def shards(rows: list[Row], root: Path, folder: Path) -> DataSpec:
-    """Two shards a split, labels before and after their images, and members that are neither."""
-    for split in SPLITS:
-        mine = [row for row in rows if row[0] == split]
-        for number, part in enumerate((mine[::2], mine[1::2])):
-            with tarfile.open(folder / f"fashion-{split}-{number:03}.tar", "w") as tar:
-                for index, (_, _, label, path) in enumerate(part):
-                    key = f"./{label}/{number}{index:04}"
-                    members = [
-                        (f"{key}.png", path.read_bytes()),
-                        (f"{key}.cls", b"%d\n" % label),
-                        (f"{key}.json", b"{}"),
-                    ]
-                    for name, content in members if index % 2 else reversed(members):
-                        info = tarfile.TarInfo(name)
-                        info.size = len(content)
-                        tar.addfile(info, io.BytesIO(content))
-    return DataSpec(str(folder / "fashion-{train,val,test}-{000..001}.tar"))
-
-
-def shard_folder(rows: list[Row], root: Path, folder: Path) -> DataSpec:
-    shards(rows, root, folder)
-    return DataSpec(str(folder))
-
-
-def shard_folders(rows: list[Row], root: Path, folder: Path) -> DataSpec:
-    shards(rows, root, folder)
-    for path in list(folder.glob("*.tar")):
-        split = path.name.split("-")[1]
-        (folder / split).mkdir(exist_ok=True)
-        path.rename(folder / split / path.name[-7:])
-    return DataSpec(str(folder))
-
-
-def hugging_face(rows: list[Row], root: Path, folder: Path) -> DataSpec:
-    datasets = pytest.importorskip("datasets")
-    names = sorted({name for _, name, _, _ in rows})
-    features = datasets.Features({"label": datasets.ClassLabel(names=names), "image": datasets.Image()})
-    called = {"train": "train", "val": "validation", "test": "test"}
-    datasets.DatasetDict(
-        {
-            called[split]: datasets.Dataset.from_dict(
-                {
-                    "label": [label for name, _, label, _ in rows if name == split],
-                    "image": [{"bytes": path.read_bytes(), "path": None} for name, _, _, path in rows if name == split],
-                },
-                features,
-            )
-            for split in SPLITS
-        }
-    ).save_to_disk(str(folder / "saved"))
-    return DataSpec(str(folder / "saved"))
-
-
-def own(rows: list[Row], root: Path, folder: Path) -> DataSpec:
-    code = f"""
-from pathlib import Path
-from PIL import Image
-from torch.utils.data import Dataset
-
-class Images(Dataset):
-    def __init__(self, split):
-        self.paths = sorted(Path({str(root)!r}, split).glob("*/*.png"))
-        self.names = sorted({{path.parent.name for path in self.paths}})
-        self.targets = [self.names.index(path.parent.name) for path in self.paths]
-    def __len__(self):
-        return len(self.paths)
-    def __getitem__(self, index):
-        return Image.open(self.paths[index]), self.targets[index]
-"""
-    module = f"own_images_{folder.name.replace('-', '_')}"
-    (folder / f"{module}.py").write_text(code)
-    return DataSpec(f"{module}:Images")
-
-
-FORMS: list[Callable[[list[Row], Path, Path], DataSpec]] = [
-    lists, one_table, tables, parquet, shards, shard_folder, shard_folders, hugging_face, own,
-]  # fmt: skip
 
 
 def pixels(samples: Any) -> list[tuple[int, bytes]]:
@@ -266,11 +149,32 @@ def test_texts_in_a_table_are_samples_too(tmp_path: Path) -> None:
         ("a.jpg 0\nb.jpg\n", r"line 2 has no label: b\.jpg"),
         ("a.jpg 0\nb\x1b[31m.jpg\n", r"b\\x1b\[31m"),
         ("a\0.jpg 0\n", "which is no text"),
+        ("a" * 9000 + " 0\n", "line 1 is longer than 8192 characters"),
     ],
 )
 def test_a_list_that_is_none(tmp_path: Path, content: str, told: str) -> None:
     with pytest.raises(PosthocError, match=told):
         open_data(DataSpec(train=write(tmp_path / "list.txt", content)))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")
+def test_a_device_without_an_end_is_no_list() -> None:
+    with pytest.raises(PosthocError, match="/dev/zero, whose line 1 is longer"):
+        open_data(DataSpec(train="/dev/zero"))
+
+
+def test_a_stream_without_an_end_is_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posthoc_lt.data.path_list._MOST_LINES", 3)
+    assert len(open_data(DataSpec(train=write(tmp_path / "list.txt", "a.jpg 0\n" * 3))).splits["train"]) == 3
+    with pytest.raises(PosthocError, match="line 4 is not its last"):
+        open_data(DataSpec(train=write(tmp_path / "list.txt", "a.jpg 0\n" * 4)))
+
+
+def test_names_of_many_classes(tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(100_000)]  # each compared with each would take minutes
+    assert read_names(write(tmp_path / "names.txt", "\n".join(names))) == tuple(names)
+    with pytest.raises(PosthocError, match="has class 7 twice"):
+        read_names(write(tmp_path / "names.txt", "\n".join([*names, "class 7"])))
 
 
 @pytest.mark.parametrize(
@@ -305,11 +209,65 @@ def test_tars_that_are_none(tmp_path: Path, rows: list[Row], images: Path) -> No
     (odd / "000.tar").write_bytes(whole)
     refuse("whose name tells no split", str(odd))
     assert len(open_data(DataSpec(train=str(odd))).splits["train"]) == 15
-    for name, content in (("text", b"hello" * 300), ("cut", whole[:2000]), ("gzip", b"\x1f\x8b" + whole)):
+    bomb = gzip.compress(bytes((1 << 26) + (1 << 21)), 9)
+    for content, told in (
+        (b"hello" * 300, "invalid header"),
+        (whole[:2000], "cut short|unexpected end"),
+        (b"\x1f\x8b" + whole, "compression method"),
+        (gzip.compress(whole)[:-20], "end-of-stream"),
+        (b"\x28\xb5\x2f\xfd" + whole, "zstd|frame"),
+        (bomb, "unpacks to many times its size"),
+    ):
         (odd / "000.tar").write_bytes(content)
-        with pytest.raises(PosthocError, match=r"000\.tar"):
+        with pytest.raises(PosthocError, match=rf"000\.tar, which cannot be read .*({told})"):
             open_data(DataSpec(train=str(odd)))
-        assert name
+
+
+def test_what_is_unpacked_goes_with_the_data(tmp_path: Path, rows: list[Row], images: Path) -> None:
+    shards(rows, images, tmp_path)
+    path = tmp_path / "fashion-train-000.tar"
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    samples = open_data(DataSpec(train=str(path))).splits["train"]
+    assert isinstance(samples, TarImages)
+    (place,) = samples.places
+    assert place.is_file()
+    stamp = samples.stamp(0)
+    del samples
+    gc.collect()
+    assert not place.parent.exists()
+    assert open_data(DataSpec(train=str(path))).splits["train"].stamp(0) == stamp
+
+
+def test_class_names_and_order_come_from_parquet(tmp_path: Path, rows: list[Row], images: Path) -> None:
+    data = open_data(parquet_shards(rows, images, tmp_path))
+    assert data.classes == tuple(sorted({name for _, name, _, _ in rows}))
+    mine = [label for split, _, label, _ in rows if split == "train"]
+    assert labels_of(data.splits["train"]) == mine[::2] + mine[1::2]
+    assert data.splits["train"].name(20) == f"{tmp_path}/hub/data/train-00001-of-00002.parquet row 6"
+
+
+def test_parquet_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrow, write_table = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet").write_table
+
+    def opened(**columns: Any) -> Any:
+        write_table(arrow.table(columns), tmp_path / "t.parquet")
+        return open_data(DataSpec(train=str(tmp_path / "t.parquet"))).splits["train"]
+
+    for columns in ({"image": [b"x"], "text": ["a"]}, {"image": [b"x"], "mask": [b"x"]}, {"label": [1]}):
+        with pytest.raises(PosthocError, match="with columns"):
+            opened(**columns)
+    hub = opened(image=[b"x", None, b""], label=[-1, -1, -1])
+    assert hub.labels is None
+    assert hub[0] == (b"x", None)
+    for index in (1, 2):
+        with pytest.raises(ValueError, match="an empty cell"):
+            hub[index]
+    monkeypatch.setattr("posthoc_lt.data.parquet._LARGEST_GROUP", 1)
+    with pytest.raises(PosthocError, match="row_group_size=100"):
+        opened(image=[b"x"])
+    (tmp_path / "t.parquet").write_bytes(b"PAR1" + bytes(64) + b"PAR1")
+    with pytest.raises(PosthocError, match="which cannot be read"):
+        open_data(DataSpec(train=str(tmp_path / "t.parquet")))
 
 
 @pytest.mark.parametrize(
@@ -317,6 +275,11 @@ def test_tars_that_are_none(tmp_path: Path, rows: list[Row], images: Path) -> No
     [
         ("def make(split): return None", "which has no split"),
         ("def make(split): return iter([])", "returns list_iterator for train"),
+        (
+            "from torch.utils.data import IterableDataset\nclass make(IterableDataset):\n"
+            "    def __init__(self, split): pass\n    def __len__(self): return 3\n    def __iter__(self): pass",
+            "returns an IterableDataset for train.*by number.*return list.dataset.",
+        ),
         ("def make(split): raise KeyError(split)", "fails for train .KeyError: 'train'"),
         ("other = 1", "has no function make"),
         ("raise RuntimeError('no')", "does not import"),
@@ -360,6 +323,20 @@ class Rows:
     assert torch.cat([x for x, _ in batches])[:, 0].tolist() == [0, 1, 2, 4]
     assert torch.cat([y for _, y in batches if y is not None]).tolist() == [0, 1, 2, 1]
     assert list(reader.skipped) == [3]
+
+
+def test_own_data_sets_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "def make(split): return [('good', 1), ('bad', 0), (3, 1)] if split == 'train' else None"
+    (tmp_path / "own_texts.py").write_text(code)
+    data = open_data("own_texts:make")
+    assert data.kind == "texts"
+    reader = data.reader("train", str.upper, list, skip=True)
+    ((batch, y),) = reader.batches(5)
+    assert batch == ["GOOD", "BAD"]
+    assert y is not None
+    assert y.tolist() == [1, 0]
+    assert reader.skipped == {2: "TypeError: an input of type int, and not a text"}
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,57 @@ def test_a_head_without_bias(place: Path, images: Path) -> None:
     with torch.no_grad():
         logits = plain((val_inputs(images) - 0.5) / 0.5)
     assert torch.equal(logits.argmax(1), new_head(features)(features.val.x.float()).argmax(1))
+
+
+def sharded(state: dict[str, Tensor], suffix: str) -> None:
+    """Three files and their index, as Hugging Face libraries write them; the head's weight without its bias last."""
+    names = sorted(state, key="linear.bias linear.weight".find)
+    where = {key: f"model-{1 + 3 * at // len(names):05}-of-00003.{suffix}" for at, key in enumerate(names)}
+    for name in set(where.values()):
+        mine = {key: state[key] for key in names if where[key] == name}
+        save_file(mine, name, {"format": "pt"}) if suffix == "safetensors" else torch.save(mine, name)
+    said = {"metadata": {"total_size": sum(each.nbytes for each in state.values())}, "weight_map": where}
+    Path(f"model.{suffix}.index.json").write_text(json.dumps(said))
+
+
+def unsharded(index: str) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    said = json.loads(Path(index).read_text())
+    for name in set(said["weight_map"].values()):
+        file = load_file(name) if name.endswith("safetensors") else torch.load(name, weights_only=True)
+        assert set(file) == {key for key, shard in said["weight_map"].items() if shard == name}
+        found |= file
+    assert said["metadata"]["total_size"] == sum(each.nbytes for each in found.values())
+    return found
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards_become_shards(place: Path, images: Path, suffix: str, bias: bool) -> None:
+    state = original(bias=bias).state_dict()
+    sharded(state, suffix)
+    before = set(os.listdir())
+    features = extract(f"model.{suffix}.index.json", images)
+    head, out = new_head(features), f"balanced.{suffix}.index.json"
+    made = export(f"model.{suffix}.index.json", head, out, features=features, add_bias=not bias)
+    assert made.changed == ("linear.weight", "linear.bias")
+    assert set(os.listdir()) - before == {name.replace("model", "balanced") for name in before}
+    patched = unsharded(out)
+    assert torch.equal(patched["linear.weight"], head.weight)
+    assert torch.equal(patched["linear.bias"], head.bias)
+    assert set(patched) == {*state, "linear.bias"}
+    assert all(raw(patched[key]) == raw(state[key]) for key in set(state) - {"linear.weight", "linear.bias"})
+    for shard in (1, 2):
+        name = f"-0000{shard}-of-00003.{suffix}"
+        assert Path(f"balanced{name}").read_bytes() == Path(f"model{name}").read_bytes()
+    export(f"model.{suffix}.index.json", head, out, features=features, add_bias=not bias)  # the same again is no error
+    with pytest.raises(PosthocError, match="exists and holds something else"):
+        export(f"model.{suffix}.index.json", features.head, out, features=features)
+    assert torch.equal(unsharded(out)["linear.weight"], head.weight)
+    one = export(f"model.{suffix}.index.json", head, f"one.{suffix}", features=features, add_bias=not bias)
+    assert one.path.is_file()
+    with pytest.raises(PosthocError, match=rf"give --out one\.{suffix}|a name that says so"):
+        export(one.path, head, "b.safetensors.index.json", features=extract(one.path, images))
 
 
 def test_own_code_with_a_wrappers_name_inside(place: Path, images: Path) -> None:

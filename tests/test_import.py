@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,14 @@ def write_npy(x: NDArray[Any], y: NDArray[Any]) -> str:
     return "x.npy,y.npy"
 
 
+def write_shards(x: NDArray[Any], y: NDArray[Any]) -> str:
+    save_file({"features": torch.from_numpy(x.copy())}, "a-00001-of-00002.safetensors")
+    save_file({"labels": torch.from_numpy(y.copy())}, "a-00002-of-00002.safetensors")
+    where = {"features": "a-00001-of-00002.safetensors", "labels": "a-00002-of-00002.safetensors"}
+    Path("a.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return "a.safetensors.index.json"
+
+
 def write_npz(x: NDArray[Any], y: NDArray[Any]) -> str:
     np.savez("a.npz", features=x, labels=y.astype(np.uint8))
     return "a.npz"
@@ -90,7 +99,8 @@ def write_parquet(x: NDArray[Any], y: NDArray[Any]) -> str:
 
 
 FORMATS: list[Callable[[NDArray[Any], NDArray[Any]], str]] = [
-    write_npy, write_npz, write_packed_npz, write_pt, write_old_pt, write_safetensors, write_csv, write_parquet,
+    write_npy, write_npz, write_packed_npz, write_pt, write_old_pt, write_safetensors, write_shards, write_csv,
+    write_parquet,
 ]  # fmt: skip
 
 

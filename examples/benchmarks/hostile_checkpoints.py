@@ -212,6 +212,15 @@ def _linked(path: Path) -> None:
     _index(path, {"fc.weight": f"../{path.parent.name}/shard.safetensors"})
 
 
+def _folder(path: Path, config: str, size: int = 0, bomb: bool = False) -> None:
+    path.mkdir()
+    _sparse_file(path / "config.json", config.encode(), max(size, len(config)))
+    if bomb:
+        _expanding(path / "pytorch_model.bin")
+    else:
+        save_file({"fc.weight": torch.ones(2, 2)}, path / "model.safetensors")
+
+
 def bombs() -> dict[str, Maker]:
     """Small files that would take all memory or time, and those that hold what no network does."""
     huge = torch.zeros(1).expand(1 << 20, 1 << 20)
@@ -259,6 +268,12 @@ def bombs() -> dict[str, Maker]:
         "a pickle of 8 GB of nothing": lambda path, _: _sparse_file(path, b"\x80\x02"),
         "a fifo": lambda path, _: os.mkfifo(path),
         "a folder": lambda path, _: path.mkdir(),
+        "a folder of timm, deep": lambda path, _: _folder(path, '{"architecture":' * 50_000),
+        "a folder of timm, 8 GB of nothing": lambda path, _: _folder(path, '{"architecture":', 1 << 33),
+        "a folder of timm, numbers for names": lambda path, _: _folder(
+            path, '{"architecture":7,"pretrained_cfg":[1e999]}'
+        ),
+        "a folder of timm, its weights a bomb": lambda path, _: _folder(path, '{"architecture":"a"}', bomb=True),
         "a link to itself": lambda path, _: path.symlink_to(path),
         "/dev/zero": lambda path, _: path.symlink_to("/dev/zero"),
     }

@@ -2,6 +2,7 @@
 
 from posthoc_lt.checkpoint.fold import changes, fold, head_places, require_suffix, stored_head, write
 from posthoc_lt.checkpoint.form import HeadForm, cast_like, placed, refuse_bias
+from posthoc_lt.checkpoint.formats import INDEX
 from posthoc_lt.checkpoint.identify import Architecture, Candidate, TwinsError, candidates, identify, plainest
 from posthoc_lt.checkpoint.locate import (
     CPU_TOLERANCE,
@@ -21,6 +22,7 @@ from posthoc_lt.checkpoint.weights import value_at
 
 __all__ = [
     "CPU_TOLERANCE",
+    "INDEX",
     "Architecture",
     "Candidate",
     "Checkpoint",

@@ -191,5 +191,5 @@ def _place(folder: str, entry: Mapping[str, Any]) -> Place:
     return Place(folder + entry["path_name"], meta["storage_offset"]["as_int"], size, stride)
 
 
-EXPORTED = Format("torch.export", _fits, _load, _write, (".pt2",), Exported, pickles=True)
+EXPORTED = Format("torch.export", _fits, _load, _write, (".pt2",), Exported, pickles=True, grows=False)
 """What torch.export.save writes."""

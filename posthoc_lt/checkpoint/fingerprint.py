@@ -17,6 +17,7 @@ INDEX = "fingerprints.json.gz"
 """The index beside this file; ``python -m posthoc_lt.checkpoint.build_fingerprints`` makes it."""
 
 _MASK = (1 << 64) - 1
+_MOST_HEADS = 16  # a distilled EfficientViM has as many
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -133,7 +134,7 @@ def _heads(shapes: Shapes) -> Iterator[list[str]]:
     rows = dict.fromkeys(shapes[name][0] for name in reversed(matrices))
     for count in rows:
         group = [name for name, shape in shapes.items() if shape[:1] == (count,)]
-        if len({_module(name) for name in group}) <= 4:
+        if len({_module(name) for name in group}) <= _MOST_HEADS:
             yield group
     for matrix in reversed(matrices):
         module = _module(matrix)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.checkpoint.form import HeadForm, placed
-from posthoc_lt.checkpoint.formats import Format, raw_bytes, recognise_shards
+from posthoc_lt.checkpoint.formats import INDEX, Format, raw_bytes, recognise_shards
 from posthoc_lt.checkpoint.kinds import KINDS, kind_named
 from posthoc_lt.checkpoint.read import Checkpoint
 from posthoc_lt.checkpoint.weights import value_at
@@ -34,14 +34,36 @@ def fold(checkpoint: Checkpoint, name: str, head: Head, add_bias: bool = False) 
     Raises:
         PosthocError: no such layer, another shape, values beyond the dtype's range, or a bias without a place.
     """
-    new = placed(name, head, _parameters(checkpoint, name), add_bias)
+    old = _parameters(checkpoint, name)
+    _require_place_for_bias(checkpoint, name, head, old, add_bias)
+    new = placed(name, head, old, add_bias)
     return _replaced(checkpoint.content, {_place(checkpoint, parameter): tensor for parameter, tensor in new.items()})
+
+
+def _require_place_for_bias(
+    checkpoint: Checkpoint, name: str, head: Head, old: Mapping[str, Tensor], add_bias: bool
+) -> None:
+    """Refuse a head with a bias for a layer without one of a network that the file itself holds."""
+    form, grows = HeadForm.parse(name), _format(checkpoint).grows
+    lacking = [layer for layer in form.layers if f"{layer}.bias" not in old]
+    if grows is None or form.cosine or not lacking or not head.bias.any() or (add_bias and grows):
+        return
+    given = f"a head with a bias, and layer {show(lacking[0])} of {show(checkpoint.path)}, which has none to put it in"
+    if grows:
+        wanted, then = "a head without bias, or leave to add one", "give --add-bias, which adds it to the graph"
+        raise PosthocError(given, wanted, f"{then}, or choose a method that needs no bias, such as tau-norm")
+    raise PosthocError(
+        given,
+        f"a head without bias: the code in a {checkpoint.format} file takes no tensor more",
+        "choose a method that needs no bias, such as tau-norm; or save the network again with bias=True in that layer; "
+        "or add the head file's bias to the logits in your own code",
+    )
 
 
 def head_places(checkpoint: Checkpoint, name: str) -> list[tuple[str, ...]]:
     """The keys that lead to each of the head's tensors, or would to a bias that is not there."""
-    layers = HeadForm.parse(name).layers
-    return [_place(checkpoint, f"{layer}.{kind}") for layer in layers for kind in ("weight", "bias")]
+    form = HeadForm.parse(name)
+    return [_place(checkpoint, parameter) for parameter in form.parameters() if parameter != form.factors]
 
 
 def stored_head(checkpoint: Checkpoint, name: str, head: Head) -> Head:
@@ -51,14 +73,14 @@ def stored_head(checkpoint: Checkpoint, name: str, head: Head) -> Head:
     weights = [new[f"{layer}.weight"] for layer in form.layers]
     if form.cosine:
         return form.head(weights, [None], scale=float(head.weight.norm(dim=1).mean()))
-    return form.head(weights, [new[f"{layer}.bias"] for layer in form.layers])
+    return form.head(weights, [new[f"{layer}.bias"] for layer in form.layers], factors=old.get(form.factors))
 
 
 def write(checkpoint: Checkpoint, content: object, path: Path) -> None:
     """Write a folded content to `path` in the checkpoint's own format, with the checkpoint's own metadata.
 
-    Shards become one file of their kind. Equal input gives equal bytes. The file is written in place: give a
-    temporary path.
+    Shards become shards where `path` is named as their index is, else one file of their kind. Equal input gives equal
+    bytes. The file is written in place: give a temporary path.
     """
     _format(checkpoint).write(checkpoint.path, content, path)
 
@@ -69,13 +91,16 @@ def require_suffix(checkpoint: Checkpoint, out: Path) -> None:
     Raises:
         PosthocError: such as ``.pt`` for safetensors, unless the checkpoint itself is named so.
     """
-    own = recognise_shards(checkpoint.path) if checkpoint.format == "shards" else _format(checkpoint)
+    sharded = checkpoint.format == "shards"
+    own = recognise_shards(checkpoint.path) if sharded else _format(checkpoint)
     known = {suffix for each in KINDS for suffix in each.suffixes}
-    if out.suffix in known and out.suffix not in (*own.suffixes, checkpoint.path.suffix):
+    name = Path(out.name.removesuffix(INDEX))
+    wrong = name.suffix in known and name.suffix not in (*own.suffixes, checkpoint.path.suffix)
+    if wrong or (out.name.endswith(INDEX) and not sharded):
         raise PosthocError(
             f"--out {show(out)}, and a checkpoint that is {own.name}, as what is written will be",
             f"a name that says so ({', '.join(own.suffixes) or 'a folder'})",
-            f"give --out {show(out.with_suffix(''.join(own.suffixes[:1])))}",
+            f"give --out {show(out.with_name(name.stem + ''.join(own.suffixes[:1])))}",
         )
 
 
@@ -94,7 +119,7 @@ def _format(checkpoint: Checkpoint) -> Format:
 def _place(checkpoint: Checkpoint, parameter: str) -> tuple[str, ...]:
     """Where a parameter lies in the file; a bias beside its weight, there or not."""
     weight = checkpoint.place(parameter.removesuffix("bias") + "weight" if parameter.endswith("bias") else parameter)
-    if parameter.endswith("weight"):
+    if not parameter.endswith("bias"):
         return weight
     return (*weight[:-1], weight[-1].removesuffix("weight") + "bias")
 
@@ -102,11 +127,10 @@ def _place(checkpoint: Checkpoint, parameter: str) -> tuple[str, ...]:
 def _parameters(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
     """The head's tensors as the file holds them, by the network's own names."""
     found = {}
-    for layer in HeadForm.parse(name).layers:
-        for parameter in (f"{layer}.weight", f"{layer}.bias"):
-            tensor = value_at(checkpoint.content, _place(checkpoint, parameter))
-            if isinstance(tensor, Tensor):
-                found[parameter] = tensor
+    for parameter in HeadForm.parse(name).parameters():
+        tensor = value_at(checkpoint.content, _place(checkpoint, parameter))
+        if isinstance(tensor, Tensor):
+            found[parameter] = tensor
     return found
 
 

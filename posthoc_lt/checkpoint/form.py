@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.head import Head
 
-_COSINE, _COSINE_COLUMNS = "cosine:", "cosine-columns:"
+_COSINES = {"cosine:": (False, False), "cosine-columns:": (True, False), "squashed-cosine:": (False, True)}
+_FACTORS = "*"
 _EQUAL_NORMS = 1e-4
 
 
@@ -23,11 +24,15 @@ class HeadForm:
     - One layer, linear or a 1×1 convolution: logits = W x + b, x pooled over positions.
     - Several, as in distilled transformers: logits = mean of W_i x_i + b_i = [W_1 W_2 …] [x_1; x_2; …]/k + mean b_i.
     - ``cosine``: logits = s ŵ·x̂ with rows ŵ and features x̂ of norm 1 (`NormedLinear`, cosine classifiers).
+    - ``squashed``: the same with features x/(1 + ‖x‖), as open long-tailed recognition has it (1904.05160).
+    - ``factors``: logits = f ∘ (W x + b), a learned factor a class, as LWS (1910.09217) and MiSLAS (2104.00466) add.
 
     Args:
         layers: module names.
         cosine: the one layer normalises its weight and its input.
         columns: a cosine layer's weight is (D, C), a column a class, as LDAM-DRW has it.
+        squashed: a cosine layer keeps the order of its inputs' norms.
+        factors: the name of the parameter that the one layer's output is multiplied by; empty where none is.
 
     >>> str(HeadForm(("head", "head_dist"))), HeadForm.parse("cosine-columns:linear").columns
     ('head+head_dist', True)
@@ -36,33 +41,53 @@ class HeadForm:
     layers: tuple[str, ...]
     cosine: bool = False
     columns: bool = False
+    squashed: bool = False
+    factors: str = ""
 
     def __str__(self) -> str:
-        prefix = (_COSINE_COLUMNS if self.columns else _COSINE) if self.cosine else ""
-        return prefix + "+".join(self.layers)
+        own = self.columns, self.squashed
+        prefix = next(each for each, said in _COSINES.items() if said == own) if self.cosine else ""
+        return prefix + "+".join(self.layers) + (_FACTORS + self.factors if self.factors else "")
 
     @classmethod
     def parse(cls, name: str) -> HeadForm:
         """The form that `str` wrote, which is how features name their head."""
-        columns = name.startswith(_COSINE_COLUMNS)
-        cosine = columns or name.startswith(_COSINE)
-        layers = name.removeprefix(_COSINE_COLUMNS).removeprefix(_COSINE)
-        return cls((layers,) if cosine else tuple(layers.split("+")), cosine, columns)
+        for prefix, said in _COSINES.items():
+            if name.startswith(prefix):
+                return cls((name.removeprefix(prefix),), True, *said)
+        layers, _, factors = name.partition(_FACTORS)
+        return cls(tuple(layers.split("+")), factors=factors)
+
+    def parameters(self) -> list[str]:
+        """The names of all that the head is made of, there or not; what a new head changes, and its factors."""
+        own = [f"{layer}.{kind}" for layer in self.layers for kind in ("weight", "bias")]
+        return [*own, self.factors] if self.factors else own
 
     def features(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
         """The features (N, D) of which the logits are an affine function, from what each layer takes."""
         rows = [pooled(x, weight) for x, weight in zip(inputs, weights, strict=True)]
+        if self.squashed:
+            norms: Tensor = torch.linalg.vector_norm(rows[0], dim=1, keepdim=True)
+            return rows[0] / (1 + norms)
         if self.cosine:
             return F.normalize(rows[0], dim=1)
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1) / len(rows)
 
-    def head(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], scale: float = 1.0) -> Head:
-        """The affine head (C, D) on these features; `scale` is a cosine layer's s."""
+    def head(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        scale: float = 1.0,
+        factors: Tensor | None = None,
+    ) -> Head:
+        """The affine head (C, D) on these features; `scale` is a cosine layer's s, `factors` are those of the form."""
         flat = [weight.detach().flatten(1).float() for weight in weights]
         if self.cosine:
             return Head.without_bias(scale * F.normalize(flat[0].T if self.columns else flat[0], dim=1))
-        weight = torch.cat(flat, dim=1).clone()
-        present = [bias.detach().float() for bias in biases if bias is not None]
+        f = torch.ones(len(flat[0])) if factors is None else factors.detach().flatten().float()
+        f = f.to(flat[0].device)
+        weight = torch.cat(flat, dim=1) * f[:, None]
+        present = [bias.detach().float() * f for bias in biases if bias is not None]
         if len(present) < len(weights):
             return Head.without_bias(weight)
         return Head(weight, torch.stack(present).mean(dim=0))
@@ -122,6 +147,8 @@ def placed(name: str, head: Head, old: Mapping[str, Tensor], add_bias: bool = Fa
             cannot hold the head.
     """
     form = HeadForm.parse(name)
+    if form.factors:
+        head = _without_factors(head, old[form.factors].detach().flatten().cpu(), form.factors)
     weights = [old[f"{layer}.weight"] for layer in form.layers]
     new: dict[str, Tensor] = {}
     for layer, weight, values in zip(form.layers, weights, form.values(head, weights), strict=True):
@@ -134,6 +161,19 @@ def placed(name: str, head: Head, old: Mapping[str, Tensor], add_bias: bool = Fa
         else:
             refuse_bias(head, layer)
     return new
+
+
+def _without_factors(head: Head, factors: Tensor, name: str) -> Head:
+    """What the layer must hold for its output, times the factors, to be the head's."""
+    if not factors.all():
+        raise PosthocError(
+            f"a factor of 0 in {show(name)}, by which that class's logits are multiplied",
+            "factors other than 0, under which every head can be put into the layer",
+            "use the head file itself on the features",
+        )
+    f = factors.double()
+    weight = (head.weight.double() / f[:, None]).to(head.weight)
+    return Head(weight, (head.bias.double() / f).to(head.bias), has_bias=head.has_bias)
 
 
 def refuse_bias(head: Head, name: str) -> None:

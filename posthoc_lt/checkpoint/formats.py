@@ -6,6 +6,7 @@ import argparse
 import json
 import pickle
 import re
+import shutil
 import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,9 @@ from posthoc_lt.errors import PosthocError, listed, show
 SAVE = (
     "in the code that trained it: torch.save({'state_dict': model.state_dict()}, 'model.pt'), then give --ckpt model.pt"
 )
+INDEX = ".index.json"
+"""How the name of an index of shards ends."""
+
 _LARGEST_HEADER = 100_000_000
 
 
@@ -49,6 +53,7 @@ class Format(NamedTuple):
         pickles: loading it may run code in it.
         inputs: tells how inputs are prepared, None where it does not say, and the names of the classes, if it has any.
         headless: its network gives features and no logits.
+        grows: a layer of its network that has no bias can be given one; None where the network's code decides.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Format(NamedTuple):
     pickles: bool = False
     inputs: Callable[[Path], tuple[Transform | None, tuple[str, ...]]] | None = None
     headless: bool = False
+    grows: bool | None = None
 
 
 def recognise(path: Path, kinds: Sequence[Format] | None = None) -> Format:
@@ -171,15 +177,42 @@ def _write_safetensors(original: Path, content: object, path: Path) -> None:
     _write_tensors(content, _safetensors_header(original), path)
 
 
-def _write_one_file(original: Path, content: object, path: Path) -> None:
-    """Write sharded tensors as one file of the shards' own kind."""
+def _write_sharded(original: Path, content: object, path: Path) -> None:
+    """Write shards beside the index `path`, named after it; or all tensors in one file of the shards' kind."""
     assert isinstance(content, Mapping)
-    shards = list(_shards(original))
-    if recognise_shards(original).name == "torch":
+    shards = _shards(original)
+    if path.name.endswith(INDEX):
+        _write_shards(original, shards, content, path)
+    elif recognise_shards(original).name == "torch":
         _write_torch(original, dict(content), path)
-        return
-    headers = [_safetensors_header(shard) for shard in shards]
-    _write_tensors(content, {key: value for header in headers for key, value in header.items()}, path)
+    else:
+        headers = [_safetensors_header(shard) for shard in shards]
+        _write_tensors(content, {key: value for header in headers for key, value in header.items()}, path)
+
+
+def _write_shards(original: Path, shards: Mapping[Path, list[str]], content: Mapping[str, Tensor], path: Path) -> None:
+    index = json.loads(original.read_text(encoding="utf-8"))
+    before, after = (each.name.partition(".")[0] for each in (original, path))
+    places: dict[str, str] = {}
+    for shard, names in shards.items():
+        known, name = _recognise_shard(shard), f"{after}-{shard.name.removeprefix(before).removeprefix('-')}"
+        old = known.load(shard).content
+        assert isinstance(old, Mapping)
+        # A bias that is new stands beside its weight.
+        added = [key for key in content if key not in index["weight_map"] and _beside(key) in names]
+        new = {**old, **{key: content[key] for key in (*names, *added)}}
+        if added or any(not torch.equal(raw_bytes(old[key]), raw_bytes(new[key])) for key in names):
+            known.write(shard, new, path.with_name(name))
+        else:
+            shutil.copyfile(shard, path.with_name(name))
+        places |= dict.fromkeys((*names, *added), name)
+    if isinstance(index.get("metadata"), dict) and "total_size" in index["metadata"]:
+        index["metadata"]["total_size"] = sum(tensor.nbytes for tensor in content.values())
+    path.write_text(json.dumps({**index, "weight_map": places}, indent=2) + "\n", encoding="utf-8")
+
+
+def _beside(name: str) -> str:
+    return name.removesuffix("bias") + "weight"
 
 
 def _safetensors_header(path: Path) -> dict[str, dict[str, str]]:
@@ -193,7 +226,7 @@ def _write_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Mapping[s
     start = 0
     for name, tensor in tensors.items():
         # A name that is not there is an added bias, in the dtype of the weight that it stands beside.
-        dtype = header[name if name in header else name.removesuffix("bias") + "weight"]["dtype"]
+        dtype = header[name if name in header else _beside(name)]["dtype"]
         written[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, start + tensor.nbytes]}
         start += tensor.nbytes
     encoded = json.dumps(written, ensure_ascii=False, separators=(",", ":")).encode()
@@ -213,7 +246,7 @@ def raw_bytes(tensor: Tensor) -> Tensor:
 FORMATS = (
     Format("safetensors", _fits_safetensors, _load_safetensors, _write_safetensors, (".safetensors",)),
     Format("torch", _fits_torch, _load_torch, _write_torch, (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl")),
-    Format("shards", _fits_index, _load_sharded, _write_one_file, (".safetensors", ".bin", ".pt", ".pth")),
+    Format("shards", _fits_index, _load_sharded, _write_sharded, (".safetensors", ".bin", ".pt", ".pth")),
 )
 """Every kind that `read` knows; a new kind is one more row."""
 

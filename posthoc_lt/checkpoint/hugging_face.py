@@ -1,4 +1,7 @@
-"""Hugging Face folders (extra ``hf``): config.json beside the weights, run by transformers from these files alone."""
+"""Hugging Face folders: config.json beside the weights, run by transformers (extra ``hf``) from these files alone.
+
+Those that timm wrote hold tensors and the name of their network, which timm makes as for any other file.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,9 @@ from posthoc_lt.checkpoint.formats import Format, Loaded, raw_bytes, recognise
 from posthoc_lt.checkpoint.preprocessing import Preprocessing
 from posthoc_lt.checkpoint.sentence_encoder import SentenceEncoder, is_sentence_encoder, longest, read_pooling
 from posthoc_lt.checkpoint.tokens import Tokens
+from posthoc_lt.checkpoint.zoo import importable, library
 from posthoc_lt.errors import PosthocError, listed, show
+from posthoc_lt.files.text import read_text
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _BESIDE = (".json", ".txt", ".model")
@@ -30,9 +35,11 @@ _FOR_IMAGENET = 384  # ConvNeXt's processors cut the middle out below this size
 
 
 def hugging_face_kind(path: Path) -> Format | None:
-    """What a folder holds: a classifier, a sentence encoder, or None of transformers."""
+    """What a folder holds: a classifier, a sentence encoder, a network of timm, or None of these."""
     if not os.path.isfile(path / "config.json"):  # false, too, for a name that no file can have
         return None
+    if "architecture" in _json(path / "config.json"):
+        return TIMM
     return HUGGING_FACE if _kind(path) else SENTENCE_ENCODER
 
 
@@ -43,6 +50,13 @@ def _load(path: Path) -> Loaded:
         tensors |= {name: value for name, value in _named(content).items() if isinstance(value, Tensor)}
     beside = sorted(file for file in path.iterdir() if file.suffix in _BESIDE and file.is_file())
     return Loaded({"parameters": tensors, "config": _json(path / "config.json")}, {}, (*_shards(path), *beside))
+
+
+def _load_timm(path: Path) -> Loaded:
+    loaded, config = _load(path), _json(path / "config.json")
+    assert isinstance(loaded.content, Mapping)
+    header = {"architecture": str(config["architecture"]), "pretrained_cfg": json.dumps(config.get("pretrained_cfg"))}
+    return Loaded(loaded.content["parameters"], header, loaded.files)
 
 
 def _named(content: object) -> Mapping[str, object]:
@@ -63,10 +77,10 @@ def _shards(path: Path) -> list[Path]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
         if not isinstance(found, dict):
             raise ValueError("no object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PosthocError(f"{show(path)}, which cannot be read ({show(error)})", "JSON", "write it again") from None
     return found
 
@@ -86,7 +100,7 @@ def _write(original: Path, content: object, path: Path) -> None:
     if left:
         raise PosthocError(
             f"{listed(left)}, for which {show(original)} has no place",
-            "a tensor that the folder holds already: transformers makes the network as config.json says",
+            "a tensor that the folder holds already: its network is made as config.json says",
             "choose a head without bias, such as tau-norm's",
         )
 
@@ -97,7 +111,7 @@ def _same(a: Tensor, b: Any) -> bool:
 
 def _network(path: Path) -> nn.Module:
     """The classifier as transformers makes it, every weight of it from the folder; texts come as one tensor."""
-    kind, transformers = _kind(path), _library()
+    kind, transformers = _kind(path), transformers_library()
     make = getattr(transformers, f"AutoModel{kind}")
     pooling = None if kind else read_pooling(path)
     with _quiet(transformers):
@@ -158,7 +172,7 @@ def _inputs(path: Path) -> tuple[Preprocessing | Tokens | None, tuple[str, ...]]
 
 
 def _tokens(path: Path) -> Tokens:
-    transformers = _library()
+    transformers = transformers_library()
     with _quiet(transformers):
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -236,7 +250,15 @@ def _quiet(transformers: Any) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _library() -> Any:
+def transformers_library() -> Any:
+    """The library transformers.
+
+    Raises:
+        PosthocError: it is not installed.
+    """
+    if importable("torchvision"):
+        with suppress(PosthocError):  # transformers imports it too, and fails where it was built for another torch
+            library("torchvision")
     try:
         return importlib.import_module("transformers")
     except ImportError:
@@ -247,8 +269,18 @@ def _library() -> Any:
         ) from None
 
 
-HUGGING_FACE = Format("hugging face", lambda *_: False, _load, _write, (), _network, inputs=_inputs)
+HUGGING_FACE = Format("hugging face", lambda *_: False, _load, _write, (), _network, inputs=_inputs, grows=False)
 """What save_pretrained writes."""
 
 SENTENCE_ENCODER = HUGGING_FACE._replace(name="sentence encoder", headless=True)
 """What sentence-transformers writes."""
+
+TIMM = Format(
+    "timm folder",
+    lambda *_: False,
+    _load_timm,
+    lambda original, content, path: _write(original, {"parameters": content}, path),
+    (),
+    grows=False,
+)
+"""What timm writes for the Hugging Face hub."""

@@ -22,6 +22,7 @@ from posthoc_lt.checkpoint.preprocessing import (
 )
 from posthoc_lt.checkpoint.read import Checkpoint
 from posthoc_lt.checkpoint.tokens import Transform
+from posthoc_lt.checkpoint.told import hint, told
 from posthoc_lt.checkpoint.zoo import importable, input_channels, timm_model, torchvision_factory
 from posthoc_lt.errors import PosthocError, listed, show
 
@@ -62,12 +63,14 @@ class TwinsError(PosthocError):
     """
 
     def __init__(self, checkpoint: Checkpoint, groups: Sequence[Sequence[str]], why: str = "") -> None:
-        told = "; ".join(" = ".join(names) for names in groups)
+        every = "; ".join(" = ".join(names) for names in groups)
+        named = hint(checkpoint, groups)
+        example = f"perhaps, from the name of the file, --arch {named}" if named else f"such as --arch {groups[0][0]}"
         super().__init__(
-            f"{show(checkpoint.path)}, whose tensors fit networks that compute differently: {told}"
+            f"{show(checkpoint.path)}, whose tensors fit networks that compute differently: {every}"
             f"{why and f', and {why}'}",
             "to know which of them it was trained as",
-            f"give that one, such as --arch {groups[0][0]}",
+            f"give that one, {example}",
         )
         self.checkpoint, self.groups = checkpoint, groups
 
@@ -110,7 +113,8 @@ def identify(checkpoint: Checkpoint, arch: str | None = None) -> Architecture:
     """The architecture of a checkpoint: from its tensors alone, or as `arch` says.
 
     Without `arch`, the CIFAR ResNets (1512.03385) and the image classifiers of timm and torchvision are known by
-    tensor names and shapes; of several that compute the same the plainest name is taken. Otherwise ``timm:NAME`` and
+    tensor names and shapes; of several that compute the same the plainest name is taken, and of several that compute
+    differently the one that the file itself names, where it does. Otherwise ``timm:NAME`` and
     ``torchvision:NAME`` build that model with as many classes as the checkpoint has, and ``module:factory`` calls
     your own function, importable from the current folder, without arguments.
 
@@ -174,12 +178,19 @@ def _found(checkpoint: Checkpoint) -> Architecture:
     groups: dict[int, list[str]] = {}
     for match in fitting:
         groups.setdefault(match.known.function, []).append(match.known.name)
-    if len(groups) > 1:
-        raise TwinsError(checkpoint, list(groups.values()))
-    names = [match.known.name for match in fitting]
-    chosen = plainest(names)
-    same = [name for name in names if name != chosen]
-    note = f"Taken as {chosen}, which computes the same as {listed(same)}." if same else ""
+    twins = list(groups.values())
+    said = told(checkpoint, twins)
+    if len(twins) > 1 and said is None:
+        raise TwinsError(checkpoint, twins)
+    index, entry = said or (0, "")
+    chosen = plainest(twins[index])
+    same = [name for name in twins[index] if name != chosen]
+    alike = f", which computes the same as {listed(same)}" if same else ""
+    if len(twins) > 1:
+        rest = [name for names in twins for name in names if name not in twins[index]]
+        note = f"Taken as {chosen}{alike}, as {entry} of the file says: {listed(rest)} has the same tensors."
+    else:
+        note = f"Taken as {chosen}{alike}." if same else ""
     return replace(identify(checkpoint, chosen), note=note)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from posthoc_lt.checkpoint.exported import EXPORTED
 from posthoc_lt.checkpoint.formats import FORMATS, Format, recognise
-from posthoc_lt.checkpoint.hugging_face import HUGGING_FACE, SENTENCE_ENCODER, hugging_face_kind
+from posthoc_lt.checkpoint.hugging_face import HUGGING_FACE, SENTENCE_ENCODER, TIMM, hugging_face_kind
 from posthoc_lt.checkpoint.onnx import ONNX
 from posthoc_lt.checkpoint.pickled import PICKLED, pickled_kind
 from posthoc_lt.checkpoint.torchscript import TORCHSCRIPT
 
-KINDS: tuple[Format, ...] = (TORCHSCRIPT, EXPORTED, *FORMATS, ONNX, PICKLED, HUGGING_FACE, SENTENCE_ENCODER)
+KINDS: tuple[Format, ...] = (TORCHSCRIPT, EXPORTED, *FORMATS, ONNX, PICKLED, HUGGING_FACE, SENTENCE_ENCODER, TIMM)
 """The special before the general: a TorchScript file is a zip archive as those of torch.save are."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -52,7 +52,8 @@ def find_head(module: nn.Module, batch: Tensor) -> LocatedHead:
     Every module with a matrix (or a 1×1 convolution) as its weight is watched while the batch runs. The one whose
     output, averaged over positions where there are any, is the logits, and whose weight and bias give these logits
     again from its captured input, is the head; else two or more whose mean output is the logits, as in distilled
-    transformers; else one that gives them from normalised inputs and weights, as cosine classifiers do.
+    transformers; else one that gives them from normalised or squashed inputs and weights, as cosine classifiers do, or
+    together with a parameter of a factor a class.
 
     Args:
         module: a network in evaluation mode; it is left as it was.
@@ -85,8 +86,9 @@ def find_head(module: nn.Module, batch: Tensor) -> LocatedHead:
     finally:
         for handle in hooks:
             handle.remove()
-    for form in _candidates(seen, logits):
-        if (head := _proved(form, layers, seen, logits)) is not None:
+    vectors = {name: value for name, value in module.named_parameters() if value.numel() == logits.shape[1]}
+    for form in _candidates(seen, logits, vectors):
+        if (head := _proved(form, layers, seen, logits, vectors.get(form.factors))) is not None:
             return LocatedHead(str(form), head.to(torch.device("cpu")))
     raise _not_found(module, layers, logits)
 
@@ -114,8 +116,8 @@ def _may_be_head(layer: nn.Module) -> bool:
     return weight.ndim == 2 or (weight.shape[2:] == (1, 1) and getattr(layer, "groups", 1) == 1)
 
 
-def _candidates(seen: Mapping[str, _Seen], logits: Tensor) -> Iterator[HeadForm]:
-    """The forms whose layers' outputs are the logits, the last to run first."""
+def _candidates(seen: Mapping[str, _Seen], logits: Tensor, vectors: Iterable[str]) -> Iterator[HeadForm]:
+    """The forms whose layers' outputs are the logits, or may be times one of the vectors; the last to run first."""
     outputs = {name: output for name, (_, output) in reversed(list(seen.items())) if output.shape == logits.shape}
     same = [name for name, output in outputs.items() if _close(output, logits)]
     yield from (HeadForm((name,)) for name in same)
@@ -124,9 +126,18 @@ def _candidates(seen: Mapping[str, _Seen], logits: Tensor) -> Iterator[HeadForm]
         if _close(torch.stack([outputs[name] for name in names]).mean(dim=0), logits):
             yield HeadForm(names)
     yield from (HeadForm((name,), cosine=True, columns=columns) for name in same for columns in (False, True))
+    yield from (HeadForm((name,), cosine=True, squashed=True) for name in same)
+    beside = [each for each in vectors if each.rpartition(".")[0] not in outputs or not each.endswith(".bias")]
+    yield from (HeadForm((name,), factors=each) for name in outputs for each in beside)
 
 
-def _proved(form: HeadForm, layers: Mapping[str, nn.Module], seen: Mapping[str, _Seen], logits: Tensor) -> Head | None:
+def _proved(
+    form: HeadForm,
+    layers: Mapping[str, nn.Module],
+    seen: Mapping[str, _Seen],
+    logits: Tensor,
+    factors: Tensor | None = None,
+) -> Head | None:
     """The head of this form, where it gives the logits from what the layers took; None where it does not."""
     weights = [_weight(layers[name]) for name in form.layers]
     if form.columns and weights[0].ndim != 2:
@@ -136,7 +147,7 @@ def _proved(form: HeadForm, layers: Mapping[str, nn.Module], seen: Mapping[str, 
     if len({bias is None for bias in biases}) > 1:
         return None
     try:
-        head = form.head(weights, biases)
+        head = form.head(weights, biases, factors=factors)
     except PosthocError:
         return None
     if head.classes != logits.shape[1] or head.dimensions != features.shape[1]:
@@ -298,10 +309,13 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _not_found(module: nn.Module, layers: Mapping[str, nn.Module], logits: Tensor) -> PosthocError:
-    seen = [f"{name} {_size(_weight(layer))}" for name, layer in list(layers.items())[::-1]]
+    last = list(layers.items())[::-1]
+    seen = [f"{name} {_size(_weight(layer))}" for name, layer in last]
+    alike = next((name for name, layer in last if len(_weight(layer)) == logits.shape[1]), None)
+    after = f"; {show(alike)} has as many outputs, but something after it, such as a ReLU or softmax, changes them"
     return PosthocError(
         f"{type(module).__name__}, whose output {tuple(logits.shape)} no layer gives by an affine map "
-        f"(linear layers: {listed(seen) if seen else 'none'})",
+        f"(linear layers: {listed(seen) if seen else 'none'}{after if alike else ''})",
         "a network that ends in a linear layer, a 1×1 convolution or a cosine classifier, and returns its output",
         "return the logits themselves, without softmax or scaling, from --arch module:factory",
     )

@@ -24,12 +24,19 @@ _DTYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfl
 
 
 class _Affine(NamedTuple):
-    """A linear node: the name of the tensor that it takes, its initialisers, and whether the weight is (D, C)."""
+    """A linear node and its initialisers; whether the weight is (D, C); and the node that adds the bias, if another."""
 
-    x: str
+    node: Any
     weight: Any
     bias: Any
     transposed: bool
+    added: Any = None
+
+    @property
+    def x(self) -> str:
+        """The tensor that it takes."""
+        name: str = self.node.input[0]
+        return name
 
     def values(self) -> dict[str, Tensor]:
         """Its weight and bias as a layer of torch has them."""
@@ -43,6 +50,34 @@ class _Affine(NamedTuple):
             _put(self.weight, values.T if self.transposed else values)
         else:
             _put(self.bias, values)
+
+    def add_bias(self, model: Any, name: str, values: Tensor) -> None:
+        """Give a node that has none a bias: its third input, or after a product of matrices a node that adds it."""
+        taken = {each.name for each in model.graph.initializer} | {
+            each for node in model.graph.node for each in node.output
+        }
+        while name in taken:
+            name += "_"
+        model.graph.initializer.add(name=name, dims=values.shape, data_type=self.weight.data_type)
+        _put(model.graph.initializer[-1], values)
+        if self.node.op_type != "MatMul":
+            del self.node.input[2:]
+            self.node.input.append(name)
+            return
+        (output,) = self.node.output
+        place = next(index for index, node in enumerate(model.graph.node) if output in node.output)
+        self.node.output[0] = f"{name}.before"
+        added = _library("onnx.helper").make_node("Add", [f"{name}.before", name], [output])
+        model.graph.node.insert(place + 1, added)
+
+    def without_bias(self, model: Any) -> None:
+        """Take the bias out of the graph again."""
+        if self.bias is not None:
+            model.graph.initializer.remove(self.bias)
+        if self.added is not None:
+            self.node.output[0] = self.added.output[0]
+            model.graph.node.remove(self.added)
+        del self.node.input[2:]
 
 
 class Graph(Program):
@@ -101,7 +136,7 @@ def _affine(model: Any) -> dict[str, _Affine]:
         weight = held.get(node.input[1]) if len(node.input) > 1 else None
         if weight is None or weight.data_type not in _DTYPES or used[weight.name] > 1:
             continue
-        bias, transposed = held.get(node.input[2]) if len(node.input) > 2 else None, False
+        bias, transposed, added = held.get(node.input[2]) if len(node.input) > 2 else None, False, None
         options = {attribute.name: attribute for attribute in node.attribute}
         if node.op_type == "Gemm" and _is_plain(options):
             transposed = "transB" not in options or options["transB"].i == 0
@@ -109,13 +144,13 @@ def _affine(model: Any) -> dict[str, _Affine]:
             transposed, added = True, after.get(node.output[0])
             names = [] if added is None else [name for name in added.input if name != node.output[0]]
             bias = next((held[name] for name in names if name in held and used[name] == 1), None)
+            added = None if bias is None else added
         elif node.op_type != "Conv" or not _is_pointwise(weight, options):
             continue
         if bias is None or np.prod(bias.dims) == weight.dims[1 if transposed else 0]:
             named = weight.name.endswith(".weight")
-            found[weight.name.removesuffix(".weight") if named else weight.name] = _Affine(
-                node.input[0], weight, bias, transposed
-            )
+            name = weight.name.removesuffix(".weight") if named else weight.name
+            found[name] = _Affine(node, weight, bias, transposed, added)
     return found
 
 
@@ -172,13 +207,20 @@ def _load(path: Path) -> Loaded:
     linear = {each.name for affine in found.values() for each in (affine.weight, affine.bias) if each is not None}
     parameters |= {each.name: _values(each) for each in model.graph.initializer if each.name not in linear}
     files = tuple(dict.fromkeys(path.parent / name for name in _external(path)))
-    shape, rest = _input_shape(model), type(model)()
-    rest.CopyFrom(model)
-    for each in rest.graph.initializer:
-        each.CopyFrom(type(each)(name=each.name, dims=each.dims, data_type=each.data_type))
-    graph = hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
+    shape, graph = _input_shape(model), _digest(model)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return Loaded({"parameters": parameters, "graph": graph, "input_shape": shape}, metadata, (path, *files))
+
+
+def _digest(model: Any) -> str:
+    """Of all that is neither a value nor a linear layer's bias, which may be added."""
+    rest = type(model)()
+    rest.CopyFrom(model)
+    for affine in _affine(rest).values():
+        affine.without_bias(rest)
+    for each in rest.graph.initializer:
+        each.CopyFrom(type(each)(name=each.name, dims=each.dims, data_type=each.data_type))
+    return hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _model(path: Path) -> Any:
@@ -213,27 +255,17 @@ def _session(path: Path, model: str | bytes) -> Any:
 
 
 def _write(original: Path, content: object, path: Path) -> None:
-    """The original model with the layers' initialisers replaced whose values differ, in one file."""
+    """The original model with the layers' initialisers replaced whose values differ, or added, in one file."""
     assert isinstance(content, Mapping)
     model = _model(original)
-    affine = _affine(model)
-    for name, layer in affine.items():
+    for name, layer in _affine(model).items():
         for kind, old in layer.values().items():
             new = content["parameters"][f"{name}.{kind}"]
             if not torch.equal(new, old):
                 layer.put(kind, new)
-    if added := [name for name in content["parameters"] if name.endswith(".bias") and _lacks(affine, name)]:
-        raise PosthocError(
-            f"{listed(added)}, for which {show(original)} has no place",
-            "an initialiser that the graph holds already: its nodes are left as they are",
-            "choose a head without bias, such as tau-norm's",
-        )
+        if layer.bias is None and (bias := content["parameters"].get(f"{name}.bias")) is not None:
+            layer.add_bias(model, f"{name}.bias", bias)
     path.write_bytes(_bytes(original, model))
-
-
-def _lacks(affine: Mapping[str, _Affine], name: str) -> bool:
-    layer = affine.get(name.removesuffix(".bias"))
-    return layer is not None and layer.bias is None
 
 
 def _bytes(path: Path, model: Any) -> bytes:
@@ -256,5 +288,5 @@ def _library(name: str) -> Any:
         ) from None
 
 
-ONNX = Format("onnx", _fits, _load, _write, (".onnx",), Graph)
+ONNX = Format("onnx", _fits, _load, _write, (".onnx",), Graph, grows=True)
 """A model of the Open Neural Network Exchange."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError, show
@@ -84,7 +84,20 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The image as the network takes it, (channels, height, width), float32."""
-        pixels = np.array(self._fit(_convert(image, "L" if self.channels == 1 else "RGB")))
+        return self._scaled(self._fit(self._convert(image)))
+
+    def part(self, image: Image.Image, box: tuple[float, float, float, float], *, mirrored: bool = False) -> Tensor:
+        """As much of the image as lies in a box (left, upper, right, lower), in place of the whole."""
+        image = self._convert(image)
+        size = image.size if self.input_size is None else (self.input_size, self.input_size)
+        image = image.resize(size, _FILTERS[self.interpolation], box)
+        return self._scaled(ImageOps.mirror(image) if mirrored else image)
+
+    def _convert(self, image: Image.Image) -> Image.Image:
+        return _convert(image, "L" if self.channels == 1 else "RGB")
+
+    def _scaled(self, image: Image.Image) -> Tensor:
+        pixels = np.array(image)
         x = torch.from_numpy(pixels).view(*pixels.shape[:2], self.channels).permute(2, 0, 1).float() / 255
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return ((x - mean[:, None, None]) / std[:, None, None]).contiguous()

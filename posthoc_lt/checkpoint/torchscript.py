@@ -198,5 +198,5 @@ def _network(path: Path) -> Program:
     return Script(script)
 
 
-TORCHSCRIPT = Format("torchscript", _fits, _load, _write, (".pt", ".pth", ".ts", ".torchscript"), _network)
+TORCHSCRIPT = Format("torchscript", _fits, _load, _write, (".pt", ".pth", ".ts", ".torchscript"), _network, grows=False)
 """What torch.jit.save writes."""

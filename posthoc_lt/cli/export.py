@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from posthoc_lt.checkpoint import INDEX
 from posthoc_lt.cli import options, output
 from posthoc_lt.cli.heads import open_head
 from posthoc_lt.export import export as export_head
@@ -73,9 +74,7 @@ def export(
 
 
 def _suffix(ckpt: Path) -> str:
-    """The checkpoint's own; of an index of shards, that of one file with all of them."""
+    """The checkpoint's own; of an index of shards, all of it."""
     if ckpt.is_dir():
         return ""
-    if ckpt.suffix == ".json":
-        return ".safetensors" if ".safetensors" in ckpt.suffixes else ".bin"
-    return ckpt.suffix or ".pt"
+    return "".join(ckpt.suffixes[-3:]) if ckpt.name.endswith(INDEX) else ckpt.suffix or ".pt"

@@ -35,9 +35,11 @@ class RowImages:
 
     def __getitem__(self, index: int) -> tuple[bytes | Path, int | None]:
         image = self.rows[index]
-        if image is None:
+        if isinstance(image, dict):
+            image = image["bytes"] or (image.get("path") and Path(image["path"]))
+        if not image:
             raise ValueError("an empty cell")
-        return image["bytes"] or Path(image["path"]), label_at(self.labels, index)
+        return image, label_at(self.labels, index)
 
     def name(self, index: int) -> str:
         """The table and row."""
@@ -84,7 +86,7 @@ def read_saved(place: Path) -> dict[str | None, Found]:
 
 def _split(datasets: Any, rows: Any, place: Path) -> Found:
     features = rows.features
-    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    images = [name for name, kind in features.items() if _holds_images(datasets, kind)]
     texts = [name for name, kind in features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
     classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     classes = classes or [name for name in ("label", "labels") if name in features]
@@ -104,9 +106,17 @@ def _split(datasets: Any, rows: Any, place: Path) -> Found:
             names,
             kind="texts",
         )
-    encoded = rows.select_columns(column).cast_column(column[0], datasets.Image(decode=False))
+    encoded = rows.select_columns(column)
+    if isinstance(features[column[0]], datasets.Image):
+        encoded = encoded.cast_column(column[0], datasets.Image(decode=False))
     version = "\0".join(_version(Path(file["filename"])) for file in rows.cache_files)
     return Found(lambda labels: RowImages(_Column(encoded, column[0]), labels, str(place), version), written, names)
+
+
+def _holds_images(datasets: Any, kind: Any) -> bool:
+    """Images, or what they are encoded as: bytes, or these and a path."""
+    plain = getattr(kind, "dtype", None) in ("binary", "large_binary")
+    return isinstance(kind, datasets.Image) or plain or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})
 
 
 class _Column:

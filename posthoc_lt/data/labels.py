@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def read_names(path: Path | str) -> tuple[str, ...]:
         raise _bad_names(path, f"which cannot be read ({show(error)})") from None
     if not names or not all(name.strip() for name in names):
         raise _bad_names(path, "which is empty" if not names else "which has an empty line")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise _bad_names(path, f"which has {listed(twice)} twice")
     return names
 

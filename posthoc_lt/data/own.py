@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from posthoc_lt.data.samples import Found
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.features import SPLITS
 from posthoc_lt.own_code import current_folder, own_failure, own_function
+
+_INPUTS = "a tensor or an image (texts are taken where the first sample is one)"
 
 
 class OwnSamples:
@@ -25,13 +28,15 @@ class OwnSamples:
         dataset: N items, each an input alone or (input, label, …).
         place: what messages call it.
         version: a text that changes when its code does; the data behind it cannot be known.
+        texts: its inputs are texts.
 
     Attributes:
         labels: its `targets` or `labels` where it has such, as torchvision's data sets do.
     """
 
-    def __init__(self, dataset: Any, place: str, version: str) -> None:
+    def __init__(self, dataset: Any, place: str, version: str, texts: bool = False) -> None:
         self.dataset = dataset
+        self.texts = texts
         self.place = place
         self.version = version
         self.own_code = True
@@ -41,10 +46,9 @@ class OwnSamples:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
-        item = self.dataset[index]
-        x, y = (item[0], item[1] if len(item) > 1 else None) if isinstance(item, tuple | list) else (item, None)
-        if not isinstance(x, Tensor | Image.Image | bytes | Path):
-            raise TypeError(f"an input of type {type(x).__name__}, and not a tensor or an image")
+        x, y = _parts(self.dataset[index])
+        if not isinstance(x, str if self.texts else Tensor | Image.Image | bytes | Path):
+            raise TypeError(f"an input of type {type(x).__name__}, and not {'a text' if self.texts else _INPUTS}")
         return x, None if y is None else int(y)
 
     def name(self, index: int) -> str:
@@ -80,6 +84,13 @@ def own_splits(spec: str) -> dict[str, Found]:
 
 
 def _found(spec: str, split: str, dataset: Any, version: str) -> Found:
+    if isinstance(dataset, IterableDataset):
+        raise PosthocError(
+            f"--data {show(spec)}, which returns an IterableDataset for {split}, whose samples come one after another",
+            "samples by number, so that an interrupted extraction goes on where it was and a proof looks some up again",
+            "return list(dataset), or a Dataset with __getitem__ and __len__; or hand your loaders to "
+            "posthoc_lt.rebalance(model, train_loader, val_loader)",
+        )
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise PosthocError(
             f"--data {show(spec)}, which returns {type(dataset).__name__} for {split}",
@@ -88,7 +99,28 @@ def _found(spec: str, split: str, dataset: Any, version: str) -> Found:
         )
     names = getattr(dataset, "classes", ())
     classes = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
-    return Found(lambda _: OwnSamples(dataset, f"{spec}({split!r})", version), names=classes)
+    texts = _has_texts(dataset)
+    return Found(
+        lambda _: OwnSamples(dataset, f"{spec}({split!r})", version, texts),
+        names=classes,
+        kind="texts" if texts else "images",
+    )
+
+
+def _has_texts(dataset: Any) -> bool:
+    """Whether the first sample is a text; what cannot be read is told when it is read."""
+    try:
+        x = _parts(dataset[0])[0] if len(dataset) else None
+        if isinstance(x, Image.Image):
+            x.load()  # which closes its file
+        return isinstance(x, str)
+    except Exception:  # the user's own code may raise anything
+        return False
+
+
+def _parts(item: Any) -> tuple[Any, Any]:
+    """An input and its label, None where there is none."""
+    return (item[0], item[1] if len(item) > 1 else None) if isinstance(item, tuple | list) else (item, None)
 
 
 def _targets(dataset: Any) -> Tensor | None:

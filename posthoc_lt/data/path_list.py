@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from posthoc_lt.data.images import ImageFiles
 from posthoc_lt.data.samples import Found
@@ -25,7 +27,7 @@ def read_list(path: Path, root: Path | None = None) -> Found:
     try:
         # Python's own way with bytes in file names that are no UTF-8.
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = [(number, line.strip()) for number, line in enumerate(file, 1) if line.strip()]
+            lines = [(number, line.strip()) for number, line in enumerate(_lines(path, file), 1) if line.strip()]
     except OSError as error:
         raise PosthocError(f"list {show(path)}, which cannot be read ({error.strerror})", *_WANTED) from None
     if not lines or any("\0" in line for _, line in lines):
@@ -44,4 +46,21 @@ def read_list(path: Path, root: Path | None = None) -> Found:
     return Found(lambda labels: ImageFiles(base, names, labels), [sys.intern(parts[1]) for parts in split])
 
 
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines, of which no device or endless stream gives more than a list can have."""
+    for number in range(_MOST_LINES + 1):
+        line = file.readline(_LONGEST_LINE + 1)
+        if not line:
+            return
+        if number == _MOST_LINES or len(line) > _LONGEST_LINE:
+            raise PosthocError(
+                f"list {show(path)}, whose line {number + 1} "
+                + (f"is longer than {_LONGEST_LINE} characters" if number < _MOST_LINES else "is not its last"),
+                *_WANTED,
+            )
+        yield line
+
+
+_MOST_LINES = 1 << 25
+_LONGEST_LINE = 1 << 13
 _WANTED = ("lines such as: train/n01440764/n01440764_190.JPEG 0", "correct the list")

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from posthoc_lt import ranks
 from posthoc_lt.data.images import UnreadableImageError, open_image
 from posthoc_lt.data.samples import Samples, printable
 from posthoc_lt.errors import PosthocError, show
@@ -74,15 +75,17 @@ class Reader(Dataset[Read]):
             raw, label = self.samples[index]
         except Exception as error:  # the user's own data set may raise anything
             return Read(index, None, None, f"{type(error).__name__}: {error}")
-        if isinstance(raw, Tensor):
-            return Read(index, raw, label)
         frames = False
         try:
             if isinstance(raw, Path | bytes):
                 raw, frames = open_image(raw, self.exif)
-            return Read(index, self.prepare(raw), label, frames=frames)
+            return Read(index, self.prepared(raw, index), label, frames=frames)
         except (UnreadableImageError, OSError, ValueError) as error:
             return Read(index, None, None, str(error))
+
+    def prepared(self, raw: Any, index: int) -> Any:
+        """What the network takes of one decoded sample; a tensor is that already."""
+        return raw if isinstance(raw, Tensor) else self.prepare(raw)
 
     def stack(self, indices: Sequence[int]) -> tuple[Any, Tensor | None]:
         """The inputs and labels (n,) of some samples as one batch, those left out that cannot be read.
@@ -96,12 +99,14 @@ class Reader(Dataset[Read]):
             raise self._unreadable(first, self.skipped[first])
         return batch
 
-    def batches(self, size: int, workers: int | None = None, start: int = 0) -> Iterator[tuple[Any, Tensor | None]]:
-        """Every sample from `start` on once, in order, `size` at a time; read ahead by `workers`.
+    def batches(
+        self, size: int, workers: int | None = None, part: range | None = None
+    ) -> Iterator[tuple[Any, Tensor | None]]:
+        """Every sample, or those of a part, once, in order, `size` at a time; read ahead by `workers`.
 
         Images are read by threads, since decoding lets go of Python's lock, and a data set of the user's own code
-        by processes, since nothing is known of it. None takes a thread a core, or none for few images and
-        for own code.
+        by processes, since nothing is known of it. None takes a thread a core (its share of them, where several
+        processes work together on a machine), or none for few images and for own code.
 
         Raises:
             PosthocError: a sample cannot be read (unless `skip`), sizes differ, or options that make no sense.
@@ -112,7 +117,8 @@ class Reader(Dataset[Read]):
                 "a batch size above 0 and workers of 0 or more",
                 "give, for example, --batch-size 256 --workers 4",
             )
-        groups = [range(first, min(first + size, len(self))) for first in range(start, len(self), size)]
+        indices = range(len(self)) if part is None else part
+        groups = [indices[first : first + size] for first in range(0, len(indices), size)]
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             for group in self._read(groups, workers):
@@ -123,7 +129,7 @@ class Reader(Dataset[Read]):
     def _read(self, groups: Sequence[Sequence[int]], workers: int | None) -> Iterator[list[Read]]:
         own = self.samples.own_code
         if workers is None:
-            workers = 0 if own or len(self) < _FEW else (os.cpu_count() or 1)
+            workers = 0 if own or len(self) < _FEW else max(1, (os.cpu_count() or 1) // ranks.neighbours())
         if workers and own:
             yield from DataLoader(self, batch_sampler=map(list, groups), num_workers=workers, collate_fn=list)
         elif workers:

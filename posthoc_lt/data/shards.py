@@ -6,6 +6,7 @@ import glob
 import re
 import sys
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from posthoc_lt.data.images import EXTENSIONS
 from posthoc_lt.data.samples import Found, label_at, split_within
+from posthoc_lt.data.unpacked import Unpacked
 from posthoc_lt.errors import PosthocError, listed, show
 
-_LAYOUT = "an uncompressed tar that holds, for every sample, key.jpg (or .png …) and key.cls with its class"
+_LAYOUT = "a tar (perhaps .tar.gz) that holds, for every sample, key.jpg (or .png …) and key.cls with its class"
 
 
 class Member(NamedTuple):
@@ -29,16 +31,27 @@ class Member(NamedTuple):
 
 
 class TarImages:
-    """Images within tar files, read where they lie: nothing is unpacked.
+    """Images within tar files, read where they lie.
 
     Args:
         shards: the tar files.
         members: N images.
         labels: (N,) int64, or None.
+        places: where each shard lies uncompressed.
+        unpacked: holds those places that are temporary.
     """
 
-    def __init__(self, shards: Sequence[Path], members: Sequence[Member], labels: Tensor | None) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        members: Sequence[Member],
+        labels: Tensor | None,
+        places: Sequence[Path],
+        unpacked: Unpacked,
+    ) -> None:
         self.shards = shards
+        self.places = places
+        self.unpacked = unpacked
         self.members = members
         self.labels = labels
         self.own_code = False
@@ -48,7 +61,7 @@ class TarImages:
 
     def __getitem__(self, index: int) -> tuple[bytes, int | None]:
         member = self.members[index]
-        with self.shards[member.shard].open("rb") as file:
+        with self.places[member.shard].open("rb") as file:
             file.seek(member.offset)
             return file.read(member.size), label_at(self.labels, index)
 
@@ -65,21 +78,23 @@ class TarImages:
 
 
 def read_shards(shards: Sequence[Path]) -> Found:
-    """The images of one split's shards, listed from the tars' headers alone.
+    """The images of one split's shards, listed from the tars' headers alone; compressed ones are unpacked first.
 
     Raises:
-        PosthocError: a shard cannot be read, is compressed or cut short, or only some images have a label.
+        PosthocError: a shard cannot be read or is cut short, or only some images have a label.
     """
     members: list[Member] = []
     written: list[str] = []
+    places, unpacked = [], Unpacked()
     for number, path in enumerate(shards):
-        for member, label in _members(number, path):
-            members.append(member)
-            written += [] if label is None else [label]
+        place, inside = _shard(number, path, unpacked)
+        places.append(place)
+        members += [member for member, _ in inside]
+        written += [label for _, label in inside if label is not None]
     if not members or len(written) not in (0, len(members)):
         what = f"with {len(members)} images and {len(written)} labels"
         raise PosthocError(f"shards {listed(shards, 2)} {what}", _LAYOUT, "write them again")
-    return Found(lambda labels: TarImages(shards, members, labels), written or None)
+    return Found(lambda labels: TarImages(shards, members, labels, places, unpacked), written or None)
 
 
 def find_shards(pattern: str) -> list[Path]:
@@ -94,7 +109,7 @@ def find_shards(pattern: str) -> list[Path]:
         if not paths:
             raise PosthocError(
                 f"shards {show(part)}, which do not exist",
-                "tar files",
+                "tar or Parquet files",
                 "correct the pattern, and quote it so that the shell leaves it alone: --data 'shards/train-*.tar'",
             )
         found |= set(paths)
@@ -138,32 +153,38 @@ def expand(pattern: str) -> list[str]:
     return [start + part + rest for part in parts for rest in expand(end)]
 
 
-def _members(number: int, path: Path) -> Iterator[tuple[Member, str | None]]:
+def _shard(number: int, path: Path, unpacked: Unpacked) -> tuple[Path, list[tuple[Member, str | None]]]:
+    """Where a shard lies uncompressed, and its images with their labels."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            key, image, label = "", None, None
-            for info in tar:
-                if not info.isreg() or info.sparse is not None:
-                    continue
-                if info.offset_data + info.size > size:
-                    raise tarfile.ReadError(f"cut short within {info.name}")
-                name = PurePosixPath(info.name)
-                stem, _, extension = name.name.partition(".")
-                if str(name.with_name(stem or "_")) != key:
-                    if image is not None:
-                        yield image, label
-                    key, image, label = str(name.with_name(stem or "_")), None, None
-                if ("." + extension.lower()).endswith(EXTENSIONS):
-                    if image is not None:
-                        raise tarfile.ReadError(f"two images of one key, {image.name} and {info.name}")
-                    image = Member(number, info.name, info.offset_data, info.size)
-                elif extension.lower() == "cls":
-                    file.seek(info.offset_data)
-                    label = sys.intern(file.read(min(info.size, 1 << 10)).decode().strip())
-            if image is not None:
-                yield image, label
-    except (OSError, tarfile.TarError, ValueError) as error:
+        place = unpacked.place(number, path)
+        return place, list(_members(number, place))
+    except (OSError, EOFError, tarfile.TarError, ValueError, zlib.error) as error:
         raise PosthocError(
             f"shard {show(path)}, which cannot be read ({show(error)})", _LAYOUT, "write or fetch it again"
         ) from None
+
+
+def _members(number: int, path: Path) -> Iterator[tuple[Member, str | None]]:
+    size = path.stat().st_size
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        key, image, label = "", None, None
+        for info in tar:
+            if not info.isreg() or info.sparse is not None:
+                continue
+            if info.offset_data + info.size > size:
+                raise tarfile.ReadError(f"cut short within {info.name}")
+            name = PurePosixPath(info.name)
+            stem, _, extension = name.name.partition(".")
+            if str(name.with_name(stem or "_")) != key:
+                if image is not None:
+                    yield image, label
+                key, image, label = str(name.with_name(stem or "_")), None, None
+            if ("." + extension.lower()).endswith(EXTENSIONS):
+                if image is not None:
+                    raise tarfile.ReadError(f"two images of one key, {image.name} and {info.name}")
+                image = Member(number, info.name, info.offset_data, info.size)
+            elif extension.lower() == "cls":
+                file.seek(info.offset_data)
+                label = sys.intern(file.read(min(info.size, 1 << 10)).decode().strip())
+        if image is not None:
+            yield image, label

@@ -18,12 +18,13 @@ from posthoc_lt.data.samples import Found, printable, split_of
 from posthoc_lt.data.shards import by_split, find_shards, read_shards
 from posthoc_lt.data.subsets import held_out
 from posthoc_lt.data.table import SUFFIXES, read_table
+from posthoc_lt.data.unpacked import SUFFIXES as TARS
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.features import SPLITS
 
 FORMS = (
     "a folder with train/ val/ test/ (at least one), a folder a class in each; a table with a split column (.csv .tsv "
-    ".parquet); tar shards; a Hugging Face data set on disk; or module:factory"
+    ".parquet); tar or Parquet shards; a Hugging Face data set on disk; or module:factory"
 )
 
 
@@ -138,34 +139,54 @@ def _every_split(what: str) -> dict[str, Found]:
     if re.fullmatch(r"[\w.]+:[\w.]+", what) and not place.exists():
         return own_splits(what)
     if place.suffix.lower() in SUFFIXES:
-        return _by_column(place, read_table(place))
+        tables = _tables(what)
+        return _by_column(place, read_table(tables)) if len(tables) == 1 else _by_name(tables)
     if _is_pattern(what):
         return {name: read_shards(shards) for name, shards in by_split(find_shards(what)).items()}
     if not place.is_dir():
         raise _no_folder(place)
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
         return _by_column(place, read_saved(place))
-    if shards := sorted(place.glob("*.tar")):
+    if shards := _tars(place):
         return {name: read_shards(paths) for name, paths in by_split(shards).items()}
+    if tables := sorted(place.glob("*.parquet")) or sorted(place.glob("data/*.parquet")):
+        return _by_name(tables)
     return {name: _one_split(str(folder), None, name) for name, folder in _split_folders(place).items()}
 
 
 def _one_split(what: str, root: Path | None, name: str) -> Found:
     place = Path(what)
     if place.suffix.lower() in SUFFIXES:
-        return _pick(place, read_table(place, root), name)
+        return _pick(place, read_table(_tables(what), root), name)
     if _is_pattern(what):
         return read_shards(find_shards(what))
     if not place.is_dir():
         return read_list(place, root)
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
         return _pick(place, read_saved(place), name)
-    shards = sorted(place.glob("*.tar"))
-    return read_shards(shards) if shards else read_folder(place)
+    if shards := _tars(place):
+        return read_shards(shards)
+    tables = sorted(place.glob("*.parquet"))
+    return _pick(place, read_table(tables, root), name) if tables else read_folder(place)
 
 
 def _is_pattern(what: str) -> bool:
-    return what.endswith(".tar") or (not Path(what).exists() and any(mark in what for mark in "*?{"))
+    return what.endswith(TARS) or (not Path(what).exists() and any(mark in what for mark in "*?{"))
+
+
+def _tars(place: Path) -> list[Path]:
+    return sorted(path for path in place.iterdir() if path.name.endswith(TARS))
+
+
+def _tables(what: str) -> list[Path]:
+    """The one table, or all that a pattern names."""
+    return find_shards(what) if _is_pattern(what) else [Path(what)]
+
+
+def _by_name(tables: Sequence[Path]) -> dict[str, Found]:
+    """Tables without a split column, a split's by their names."""
+    splits = {name: (paths[0], read_table(paths)) for name, paths in by_split(tables).items()}
+    return {name: _pick(path, found, name) for name, (path, found) in splits.items()}
 
 
 def _by_column(place: Path, found: Mapping[str | None, Found]) -> dict[str, Found]:

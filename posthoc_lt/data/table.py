@@ -1,50 +1,62 @@
-"""Tables: CSV, TSV or Parquet with columns path (or text), label and split."""
+"""Tables: CSV, TSV or Parquet with columns path (or text, or in Parquet an image), label and split."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import Tensor
 
 from posthoc_lt.data.images import ImageFiles
+from posthoc_lt.data.parquet import Parquet, ParquetImages, open_parquet
 from posthoc_lt.data.samples import Found, label_at, split_of
 from posthoc_lt.errors import PosthocError, listed, show
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
-_COLUMNS = ("path", "text", "label", "split")
-_LAYOUT = "columns path (or text), label and, for several splits in one table, split with train, val or test"
+_COLUMNS = ("path", "text", "label", "labels", "split")
+_LAYOUT = (
+    "columns path (or text, or in Parquet one column of encoded images), label and, for several splits in one table, "
+    "split with train, val or test"
+)
 
 
-def read_table(path: Path, root: Path | None = None) -> dict[str | None, Found]:
+def read_table(paths: Path | Sequence[Path], root: Path | None = None) -> dict[str | None, Found]:
     """The splits of a table; without a split column all of it under None.
 
-    Labels are class indices or names; where there is no label column, or an empty one, a split is unlabelled.
+    Labels are class indices or names; where there is no label column, or an empty one (in Parquet, or one of −1
+    alone), a split is unlabelled.
 
     Args:
-        path: a .csv or .tsv file with a header line, or a .parquet file (extra `data`).
+        paths: a .csv or .tsv file with a header line, or a .parquet file (extra `data`); or several, as one table.
         root: the folder that relative image paths start from; None takes the table's own.
 
     Raises:
         PosthocError: the file cannot be read, its columns are others, or a cell is empty where it may not be.
     """
-    frame = _load(path)
-    kinds = [column for column in ("path", "text") if column in frame]
-    if len(kinds) != 1 or not len(frame):
-        what = f"with columns {listed(frame.columns)}" if len(frame) else "without rows"
+    files = [paths] if isinstance(paths, Path) else list(paths)
+    loaded = [_load(path) for path in files]
+    frame = pd.concat([each.frame for each in loaded], keys=range(len(files)))
+    path = files[0]
+    encoded = dict.fromkeys(column for each in loaded for column in each.images)
+    inputs = ["path"] if "path" in frame and "text" not in frame else [*({"path", "text"} & {*frame.columns}), *encoded]
+    if len(inputs) != 1 or not len(frame):
+        what = f"with columns {listed([*frame.columns, *encoded])}" if len(frame) else "without rows"
         raise PosthocError(f"table {show(path)} {what}", _LAYOUT, "rename its columns")
-    base = path.parent if root is None else root
+    table = _Table(files, inputs[0], path.parent if root is None else root, loaded[0].names)
     if "split" not in frame:
-        return {None: _split(path, frame, kinds[0], base)}
+        return {None: table.split(frame)}
     splits = frame["split"].map(split_of)
     if unknown := sorted(set(frame["split"][splits.isna()])):
         raise PosthocError(
             f"table {show(path)} with split {listed(map(repr, unknown))}", "train, val or test", "correct that column"
         )
-    return {name: _split(path, frame[splits == name], kinds[0], base) for name in dict.fromkeys(splits)}
+    return {name: table.split(frame[splits == name]) for name in dict.fromkeys(splits)}
 
 
 class Texts:
@@ -77,32 +89,54 @@ class Texts:
         return hashlib.sha256(self.texts[index].encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _load(path: Path) -> pd.DataFrame:
+class _Table(NamedTuple):
+    """Where a table's rows lie, and what is in them."""
+
+    files: Sequence[Path]
+    column: str
+    base: Path
+    names: tuple[str, ...]
+
+    def split(self, frame: pd.DataFrame) -> Found:
+        """Some of its rows, each known by the numbers of its file and row."""
+        where = np.stack([frame.index.get_level_values(level).to_numpy(np.int64) for level in (0, 1)], axis=1)
+        cells: list[str] = frame["label"].tolist() if "label" in frame else []
+        blank = {"", "-1"} if self.files[0].suffix.lower() == ".parquet" else {""}  # as Hugging Face marks them
+        written = cells if set(cells) - blank else None
+        if written is not None and not all(written):
+            raise PosthocError(f"{self._row(where[written.index('')])} without a label", _LAYOUT, "complete that row")
+        if self.column == "text":
+            texts = frame["text"].tolist()
+            rows = [self._row(each) for each in where]
+            return Found(lambda labels: Texts(texts, labels, rows), written, self.names, kind="texts")
+        if self.column == "path":
+            paths = frame["path"].tolist()
+            return Found(lambda labels: ImageFiles(self.base, paths, labels), written, self.names)
+        return Found(
+            lambda labels: ParquetImages(self.files, self.column, where, self.base, labels), written, self.names
+        )
+
+    def _row(self, where: NDArray[np.int64]) -> str:
+        return f"{self.files[where[0]]} row {where[1] + 1}"
+
+
+def _load(path: Path) -> Parquet:
     try:
         if path.suffix.lower() == ".parquet":
-            frame = pd.read_parquet(path)
-            frame = frame[[column for column in _COLUMNS if column in frame]]
-            return frame.astype(object).where(frame.notna(), "").astype(str)
+            found = open_parquet(path, _COLUMNS)
+            frame = found.frame.astype(object).where(found.frame.notna(), "").astype(str)
+            frame = frame if "label" in frame else frame.rename(columns={"labels": "label"})
+            return found._replace(frame=frame)
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        return Parquet(frame, (), ())
     except ImportError:
         raise PosthocError(
             f"table {show(path)}, and pyarrow, which reads Parquet, is not installed",
             "the extra for data",
             "install it with: pip install 'posthoc-lt[data]', or give a .csv",
         ) from None
-    except (OSError, ValueError) as error:
+    except PosthocError:
+        raise
+    except Exception as error:  # on damaged bytes pyarrow, as pandas, fails in any way it likes
         raise PosthocError(f"table {show(path)}, which cannot be read ({show(error)})", _LAYOUT, "correct it") from None
-
-
-def _split(path: Path, frame: pd.DataFrame, kind: str, base: Path) -> Found:
-    rows = [f"{path} row {int(row) + 1}" for row in frame.index]
-    cells: list[str] = frame["label"].tolist() if "label" in frame else []
-    written = cells if any(cells) else None
-    if written is not None and not all(written):
-        raise PosthocError(f"{show(rows[written.index('')])} without a label", _LAYOUT, "complete that row")
-    if kind == "text":
-        texts = frame["text"].tolist()
-        return Found(lambda labels: Texts(texts, labels, rows), written, kind="texts")
-    names = frame["path"].tolist()
-    return Found(lambda labels: ImageFiles(base, names, labels), written)
