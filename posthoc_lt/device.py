@@ -21,7 +21,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if isinstance(name, torch.device):
         return name
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -34,6 +34,8 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
             "a device that is present",
             "drop --device, or give --device cpu",
         )
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())  # which another thread would not know
     return device
 
 

@@ -56,8 +56,8 @@ def joined() -> Iterator[None]:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         with _reaching_others():
-            _store, rank, size = next(dist.rendezvous("env://"))
-            own = dist.PrefixStore("group", _store)
+            _store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]  # all of them public
+            own = dist.PrefixStore("group", _store)  # type: ignore[attr-defined]
             dist.init_process_group(_backend(), store=own, rank=rank, world_size=size, timeout=PATIENCE)
         _group = dist.group.WORLD
     try:
@@ -150,8 +150,8 @@ def first(what: str) -> bool:
         return True
     try:
         return int(_store.add(what, 1)) == 1
-    except RuntimeError:  # who kept the store has gone
-        return True
+    except RuntimeError:  # the first process kept it, and has come here and gone
+        return False
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from posthoc_lt import progress as bars
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.extraction import extract, extract_loaders, is_current, open_source, spread
 from posthoc_lt.extraction.loop import Forward, collect
@@ -222,6 +223,7 @@ def test_progress_shows_on_a_terminal_alone(case: Any, monkeypatch: pytest.Monke
         def isatty(self) -> bool:
             return True
 
+    monkeypatch.setattr(bars, "PATIENCE", 0.0)
     for stream, progress, shown in ((Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)):
         monkeypatch.setattr(sys, "stderr", stream)
         extract("model.pt", limit=3, progress=progress)
@@ -366,7 +368,7 @@ def test_mixed_precision_overflow_is_computed_again() -> None:
         yield torch.full((2, 3), 0.5), torch.tensor([0, 1])
         yield torch.full((1, 3), 2.0), torch.tensor([2])
 
-    got = collect("train", batches(), Forward(run, CPU, mixed=True))
+    got = collect("train", batches(), Forward(run, CPU, precision="f16"))
     assert calls == [True, True, False]
     assert got.x.tolist() == [[0.5] * 3, [0.5] * 3, [2.0] * 3]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from posthoc_lt import PosthocError, load_features, save_features
 from posthoc_lt.checkpoint import OutOfMemoryError, capture
-from posthoc_lt.extraction import Source, extract_source, extract_to, open_source, to_file
+from posthoc_lt.extraction import Source, extract_source, extract_to, open_source, passes
 from posthoc_lt.extraction.ahead import ahead
 from posthoc_lt.extraction.loop import Forward
 from posthoc_lt.files import working
@@ -71,7 +71,7 @@ Make = Callable[..., Source]
 @pytest.fixture
 def make(images: tuple[Source, dict[str, tuple[Tensor, Tensor]]], monkeypatch: pytest.MonkeyPatch) -> Make:
     """A source of those images, with an interruption at image `at` of a split, and a part a batch."""
-    monkeypatch.setattr(to_file, "PART_SECONDS", 0.0)
+    monkeypatch.setattr(passes, "PART_SECONDS", 0.0)
     source, pixels = images
 
     def made(split: str = "", at: int | None = None, broken: range = range(0)) -> Source:
@@ -111,6 +111,24 @@ def test_the_file_is_that_of_features_in_memory(make: Make, tmp_path: Path, scal
     save_features(extract_source(scaled(), device="cpu", batch_size=BATCH), tmp_path / "memory")
     assert (tmp_path / "streamed").read_bytes() == (tmp_path / "memory").read_bytes()
     assert {split.x.dtype for split in load_features(tmp_path / "streamed").splits().values()} == {kind}
+    assert names(tmp_path) == ["memory", "streamed"]
+
+
+def test_a_head_that_is_fitted_reads_what_was_written(make: Make, tmp_path: Path) -> None:
+    """For a network without a head; here any one's output is taken for features."""
+
+    def headless() -> Source:
+        source = make()
+        train = source.data.splits["train"]
+        assert isinstance(train, Watched)
+        train.labels = torch.arange(60) % 10
+        return replace(source, l2=0.01)
+
+    write(tmp_path / "streamed", headless())
+    memory = extract_source(headless(), device="cpu", batch_size=BATCH)
+    save_features(memory, tmp_path / "memory")
+    assert (tmp_path / "streamed").read_bytes() == (tmp_path / "memory").read_bytes()
+    assert (memory.head.dimensions, bool(memory.head.weight.any())) == (10, True)
     assert names(tmp_path) == ["memory", "streamed"]
 
 
@@ -171,7 +189,7 @@ def test_a_part_that_is_damaged_is_made_anew(make: Make, tmp_path: Path, damage:
         part.unlink()
     else:
         part.write_bytes(content if damage == "flip" else content[:-1])
-    assert write(tmp_path / "out", make()) == ["Going on from an interrupted run: 48 of 120 images were done."]
+    assert write(tmp_path / "out", make()) == ["Going on from an interrupted run: 76 of 120 images were done."]
     assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
 
 

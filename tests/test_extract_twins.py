@@ -80,7 +80,11 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, int]], None]:
 @pytest.mark.usefixtures("index")
 @pytest.mark.parametrize("name", BOTH)
 def test_the_network_that_it_was_trained_as_is_taken_and_said(
-    there: Path, states: dict[str, dict[str, Tensor]], name: str, capsys: pytest.CaptureFixture[str]
+    there: Path,
+    states: dict[str, dict[str, Tensor]],
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (other,) = set(BOTH) - {name}
     torch.save(states[name], there / "twin.pt")
@@ -92,7 +96,14 @@ def test_the_network_that_it_was_trained_as_is_taken_and_said(
     features = load_features(Path("twin.safetensors"))
     assert features.provenance["arch"] == name
     assert features.provenance["arch_chosen_by"].endswith(" train images")
-    out_of("extract --ckpt twin.pt --out twin.safetensors", capsys)  # the same choice again, and nothing to do
+    with monkeypatch.context() as without:  # the same choice again, and nothing to do: no network is run
+        without.setattr("posthoc_lt.extraction.source.settle", None)
+        assert run(["extract", "--ckpt", "twin.pt", "--out", "twin.safetensors"]) == 0
+    note = capsys.readouterr().err.replace("\n", " ")
+    assert f"Taken as {name}, as {features.provenance['arch_chosen_by']} told when its features" in note
+    torch.save(states[other], there / "other.pt")
+    assert run(["extract", "--ckpt", "other.pt", "--out", "twin.safetensors"]) == 1
+    assert f"Taken as {other}. Other networks" in capsys.readouterr().err.replace("\n", " ")
     out_of("logit-adjust --features twin.safetensors --tau 1 --out head.safetensors", capsys)
     out_of("export --ckpt twin.pt --features twin.safetensors --head head.safetensors --out new.pt", capsys)
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from posthoc_lt.checkpoint import load_network
 from posthoc_lt.cli import run
 from posthoc_lt.cli.demo import unpack
-from posthoc_lt.extraction import Source, extract_to, open_source, to_file
+from posthoc_lt.extraction import Source, extract_to, open_source, passes
 
 BATCH = 256
 
@@ -66,15 +66,15 @@ def decoded(source: Source, copies: int) -> Source:
     return replace(source, data=replace(source.data, splits=splits))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
-    start = time.perf_counter()
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """How long it takes, and how long processors are at it, which other programs on the machine hardly change."""
+    start, busy = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def throughput(folder: Path, copies: int, repeats: int) -> dict[str, object]:
-    """Images a second of extraction and of the bare loop, medians; the ratio is the median of ratios in a turn."""
+    """Images a second of extraction and of the bare loop, medians; ratios are medians of the ratios in a turn."""
     source = decoded(open_source(folder / "model.pt", folder / "data"), copies)
     network = load_network(source.checkpoint, source.architecture)
     inputs = [split.x for split in source.data.splits.values()]
@@ -91,13 +91,21 @@ def throughput(folder: Path, copies: int, repeats: int) -> dict[str, object]:
 
     bare(), extraction()  # warm
     turns = [(seconds(bare), seconds(extraction)) for _ in range(repeats)]
+
+    def rate(which: int) -> float:
+        return round(images / statistics.median(turn[which][0] for turn in turns), 1)
+
+    def ratio(clock: int) -> float:
+        return round(statistics.median(turn[0][clock] / turn[1][clock] for turn in turns), 3)
+
     return {
         "images": images,
         "repeats": repeats,
         "threads": torch.get_num_threads(),
-        "bare_images_per_second": round(images / statistics.median(turn[0] for turn in turns), 1),
-        "extract_images_per_second": round(images / statistics.median(turn[1] for turn in turns), 1),
-        "ratio": round(statistics.median(turn[0] / turn[1] for turn in turns), 3),
+        "bare_images_per_second": rate(0),
+        "extract_images_per_second": rate(1),
+        "ratio": ratio(0),
+        "processor_time_ratio": ratio(1),
     }
 
 
@@ -105,7 +113,7 @@ def attempt(command: list[str], log: Path, kill_after: float | None = None) -> i
     """Run a command in a fork of this process, which has torch loaded already, and perhaps kill it; its status."""
     child = os.fork()
     if not child:
-        to_file.PART_SECONDS = 0.0  # a part a batch, so that there is something to lose and to find
+        passes.PART_SECONDS = 0.0  # a part a batch, so that there is something to lose and to find
         with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             status = run(command)
         os._exit(status)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
 import io
 import keyword
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from posthoc_lt import __version__
+from posthoc_lt.cli import terminal
 from posthoc_lt.errors import PosthocError, show
 
 _METHODS = Path(__file__).parent.parent / "methods"
@@ -48,6 +52,12 @@ COMMANDS: Mapping[str, Entry] = {
 
 class Commands(click.Group):
     """A group whose commands are imported when they are used, so that help costs no torch."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of a run, which remembers what was typed."""
+        return super().make_context(info_name, args, parent, obj=[info_name, *args], **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order of a job, the methods among them."""
@@ -110,33 +120,58 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit status; no traceback reaches a person."""
+    """Run one command and return its exit status; no traceback reaches a person.
+
+    Started by torchrun or accelerate launch, the command runs in all processes and the first one speaks; an error is
+    told by the first that meets it.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a class name may hold what the terminal cannot
+            stream.reconfigure(errors=terminal.SPELLED)  # a class name may hold what the terminal cannot
+    command = partial(cli.main, arguments, prog_name="posthoc-lt", standalone_mode=False)
+    return _status(partial(_together, command) if "WORLD_SIZE" in os.environ else command, lambda: True)
+
+
+def _together(command: Callable[[], Any]) -> int:
+    """Run a command in every one of the processes that were started together."""
+    from posthoc_lt import ranks  # here, so that help costs no torch
+
+    with ranks.joined():
+        return _status(command if ranks.rank() == 0 else partial(_in_silence, command), partial(ranks.first, "error"))
+
+
+def _in_silence(command: Callable[[], Any]) -> Any:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        return command()
+
+
+def _status(command: Callable[[], Any], may_tell: Callable[[], bool]) -> int:
+    """The exit status of a command; its error is told where it may be."""
+
+    def fail(message: str, status: int) -> int:
+        if may_tell():
+            click.echo(f"Error: {message}", err=True)
+        return status
+
     try:
-        outcome: Any = cli.main(arguments, prog_name="posthoc-lt", standalone_mode=False)
+        outcome = command()
         return outcome if isinstance(outcome, int) else 0
     except click.exceptions.Abort:
-        return _fail("interrupted; nothing was left half-written", 130)
+        return fail("interrupted; nothing was left half-written", 130)
     except click.ClickException as error:
-        error.show()
+        if may_tell():
+            error.show()
         return error.exit_code
     except PosthocError as error:
-        return _fail(str(error), 1)
+        return fail(str(error), 1)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone: nothing more to say
         return 1
     except OSError as error:
         where = "" if error.filename is None else f" {show(error.filename)}"
-        return _fail(f"reading or writing{where} failed ({error.strerror}). Next: check the place and its space.", 1)
+        return fail(f"reading or writing{where} failed ({error.strerror}). Next: check the place and its space.", 1)
     except MemoryError:
-        return _fail("out of memory. Next: give a smaller --batch-size, or a machine with more memory.", 1)
+        return fail("out of memory. Next: give a smaller --batch-size, or a machine with more memory.", 1)
     except Exception as error:
         message = f"{type(error).__name__}: {show(error, 400)}"
-        return _fail(f"an unexpected error, which is a fault of posthoc-lt ({message}). Next: report it.", 1)
-
-
-def _fail(message: str, status: int) -> int:
-    click.echo(f"Error: {message}", err=True)
-    return status
+        return fail(f"an unexpected error, which is a fault of posthoc-lt ({message}). Next: report it.", 1)

@@ -14,9 +14,9 @@ from posthoc_lt.cli import options, output
 from posthoc_lt.cli.splits import split_rows
 from posthoc_lt.data import DataSpec
 from posthoc_lt.errors import PosthocError, listed, show
-from posthoc_lt.extraction import extract_source, extract_to, is_current, open_source
+from posthoc_lt.extraction import extract_to, is_current, open_source
 from posthoc_lt.features import FeatureSet
-from posthoc_lt.files import FEATURES, discard, find, load_features, save_features
+from posthoc_lt.files import FEATURES, discard, find, load_features
 from posthoc_lt.fitting import L2
 from posthoc_lt.report import render
 
@@ -44,7 +44,9 @@ data_options = options.together(
         help="Take this share of train as val, of every class in proportion. Honest only if the network was not "
         "trained on these very images: it knows those by heart.",
     ),
-    click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of --holdout."),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of --holdout and --views."
+    ),
     click.option("--exif", is_flag=True, help="Turn photographs as their EXIF says; most training code does not."),
 )
 
@@ -62,6 +64,22 @@ data_options = options.together(
     click.option("--mean", type=options.numbers, help="Mean of each channel, such as 0.485,0.456,0.406."),
     click.option("--std", type=options.numbers, help="Standard deviation of each channel."),
     click.option("--input-size", type=click.IntRange(min=1), help="Side of the square that the network takes."),
+    click.option(
+        "--views",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Rows of each train image: the image, then parts of it, mirrored or not, drawn by --seed. For methods "
+        "that are fitted on train; class counts stay those of the images.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bf16", "f16"]),
+        default="auto",
+        show_default=True,
+        help="What the network runs in; auto takes f16 on CUDA, else float32.",
+    ),
+    click.option("--compile", "compiled", is_flag=True, help="Make the network faster by torch.compile, first."),
     click.option("-b", "--batch-size", type=click.IntRange(min=1), default=256, show_default=True),
     click.option(
         "-j", "--workers", type=click.IntRange(min=0), help="Threads that decode images; for module:factory, processes."
@@ -99,6 +117,9 @@ def extract(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     input_size: int | None,
+    views: int,
+    precision: str,
+    compiled: bool,
     batch_size: int,
     workers: int | None,
     on_error: str,
@@ -117,6 +138,7 @@ def extract(
     """
     output.protect(out, FEATURES, ckpt)
     numbers = None if counts is None else options.read_counts(counts)
+    features = None if force or find(out) is None else load_features(out)
     source = open_source(
         ckpt,
         DataSpec(**data),
@@ -130,12 +152,13 @@ def extract(
         allow_pickle=allow_pickle,
         l2=l2 if fit_head else None,
         skip=on_error == "skip",
+        views=views,
+        known=None if features is None else features.provenance,
     )
     for note in filter(None, (source.checkpoint.note, source.architecture.note)):
         output.note(note, quiet)
-    features = None if force or find(out) is None else load_features(out)
     if features is not None:
-        if not is_current(features, source):
+        if not is_current(features, source, precision):
             raise PosthocError(
                 f"{show(out)}, which holds the features of another checkpoint, transform or set of images",
                 "a new file name, or leave to overwrite",
@@ -145,13 +168,19 @@ def extract(
         output.note(f"{out} is up to date: the same checkpoint, transform and data.", quiet)
     else:
         start = time.perf_counter()
-        how: Any = {"device": device, "batch_size": batch_size, "workers": workers, "progress": not quiet}
-        if source.l2 is None:
-            say = partial(output.note, quiet=quiet)
-            features = extract_to(out, source, force=force, shard_bytes=shard_size, note=say, **how)
-        else:
-            features = extract_source(source, **how)
-            save_features(features, out, force, shard_size)
+        features = extract_to(
+            out,
+            source,
+            force=force,
+            device=device,
+            precision=precision,
+            compiled=compiled,
+            batch_size=batch_size,
+            workers=workers,
+            shard_bytes=shard_size,
+            progress=not quiet,
+            note=partial(output.note, quiet=quiet),
+        )
         many = f"{sum(map(len, features.splits().values()))} {features.provenance['source']}"
         output.note(f"Wrote {out}: {many} in {time.perf_counter() - start:.1f} s", quiet)
     _note_findings(features, quiet)
@@ -173,6 +202,8 @@ def _note_findings(features: FeatureSet, quiet: bool) -> None:
         output.note(f"Skipped {len(found)} of {total} {split} samples, which cannot be read: {names}", quiet)
     for split, count in json.loads(provenance.get("several_frames", "{}")).items():
         output.note(f"{count} {split} images have several frames; the first was taken.", quiet)
+    if features.views > 1:
+        output.note(f"train holds {features.views} rows of each image; its figures are those of the first.", quiet)
     share = json.loads(provenance.get("data_options", "{}")).get("holdout")
     if share is not None:
         output.note(

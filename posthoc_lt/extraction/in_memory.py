@@ -6,17 +6,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from posthoc_lt.checkpoint import capture
 from posthoc_lt.data import DataSpec, findings
 from posthoc_lt.device import resolve_device
-from posthoc_lt.extraction.loop import Forward, collect, progress_bar, together
-from posthoc_lt.extraction.network import prepare
-from posthoc_lt.extraction.source import Source, open_source
-from posthoc_lt.features import FeatureSet
+from posthoc_lt.extraction.loop import Forward, collect, joined, resolve_precision, together
+from posthoc_lt.extraction.network import opened
+from posthoc_lt.extraction.source import Source, open_source, split_of
+from posthoc_lt.features import Features, FeatureSet
 from posthoc_lt.fitting import fit_head
+from posthoc_lt.progress import bar
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ def extract(
     *,
     arch: str | None = None,
     device: str | torch.device = "auto",
+    precision: str = "auto",
+    compiled: bool = False,
     batch_size: int = 256,
     workers: int | None = None,
     limit: int | None = None,
@@ -38,6 +41,7 @@ def extract(
     weights: str | None = None,
     allow_pickle: bool = False,
     l2: float | None = None,
+    views: int = 1,
     progress: bool = False,
 ) -> FeatureSet:
     """Run a checkpoint's network once over every split and keep what its head reads.
@@ -46,7 +50,9 @@ def extract(
         ckpt: the checkpoint; it is read without running code in it, and never written to.
         data: the folder with ``train/ val/ test/``, a folder a class in each, or any other form that `DataSpec` says.
         arch: ``timm:NAME``, ``torchvision:NAME`` or ``module:factory``; None tells it from the tensors.
-        device: where the network runs; CUDA runs in mixed precision.
+        device: where the network runs.
+        precision: ``float32``, ``bf16`` or ``f16``, by autocast; ``auto`` takes f16 on CUDA, else float32.
+        compiled: have torch.compile make the network faster, which takes a while first.
         batch_size: images at a time.
         workers: threads that decode images; None takes one a core, or none for few images.
         limit: at most so many images a split, every class in its proportion.
@@ -58,6 +64,8 @@ def extract(
         weights: which set of weights, where the file holds several; None takes the moving average where there is one.
         allow_pickle: load even a checkpoint that may run code on loading; only for files that you trust.
         l2: for a sentence encoder, which has no head: the penalty of one that is fitted on train.
+        views: rows of each train image: the image itself, then parts of it, mirrored or not, drawn by the seed of
+            `data`; for fits that read train features. Class counts stay those of the images.
         progress: a bar on standard error, where that is a terminal.
 
     Returns:
@@ -80,30 +88,44 @@ def extract(
         weights=weights,
         allow_pickle=allow_pickle,
         l2=l2,
+        views=views,
     )
     if "arch_chosen_by" in source.provenance:
         logger.warning(source.architecture.note)
-    return extract_source(source, device=device, batch_size=batch_size, workers=workers, progress=progress)
+    how: Any = {"device": device, "precision": precision, "compiled": compiled, "workers": workers}
+    return extract_source(source, batch_size=batch_size, progress=progress, **how)
 
 
 def extract_source(
     source: Source,
     *,
     device: str | torch.device = "auto",
+    precision: str = "auto",
+    compiled: bool = False,
     batch_size: int = 256,
     workers: int | None = None,
     progress: bool = False,
 ) -> FeatureSet:
     """`extract` for what is already open."""
     place = resolve_device(device)
-    splits, readers = {}, source.readers()
-    network, located = prepare(source, place)
-    with capture(network, located.name) as run:
-        forward = Forward(run, place, mixed=place.type == "cuda", inference=True)
+    found: dict[str, list[Features]] = {}
+    readers = source.passes()
+    with opened(source, place, compiled=compiled) as (run, located):
+        forward = Forward(run, place, precision=resolve_precision(precision, place), inference=True)
         for name, images in readers.items():
-            with progress_bar(name, len(images), progress) as bar:
-                splits[name] = collect(name, images.batches(batch_size, workers), forward, bar.update)
-    provenance = {**source.provenance, "head_name": located.name, "precision": forward.precision, **findings(readers)}
-    counts = source.whole_counts(located.head.classes, readers)
+            with bar(name, len(images), "images", wanted=progress) as shown:
+                rows = collect(name, images.batches(batch_size, workers), forward, shown.update)
+            found.setdefault(split_of(name), []).append(rows)
+    own = {name: readers[name] for name in found}
+    said = {"head_name": located.name, "precision": forward.precision, **({"compiled": "yes"} if compiled else {})}
+    counts = source.whole_counts(located.head.classes, own)
+    provenance = {**source.provenance, **said, **findings(own)}
+    splits = {name: _one(views) for name, views in found.items()}
     features = together(located.head, splits, source.data.classes, provenance, counts)
     return features if source.l2 is None else replace(features, head=fit_head(features.train, source.l2))
+
+
+def _one(views: Sequence[Features]) -> Features:
+    """All views of a split, one after another."""
+    labels = [view.y for view in views if view.y is not None]
+    return Features(joined([view.x for view in views]), torch.cat(labels) if labels else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from posthoc_lt.errors import PosthocError
 from posthoc_lt.extraction.loop import Forward, collect, no_samples, together
 from posthoc_lt.extraction.network import PROOF_BATCH
 from posthoc_lt.features import FeatureSet
+from posthoc_lt.progress import bar
 
 
 def extract_loaders(
@@ -47,7 +49,9 @@ def extract_loaders(
         with capture(model, located.name) as run:
             forward = Forward(run, place)
             for name, pairs in batches.items():
-                splits[name] = collect(name, pairs, forward)
+                total = length_hint(getattr(loaders[name], "dataset", ())) or None
+                with bar(name, total, "samples") as shown:
+                    splits[name] = collect(name, pairs, forward, shown.update)
     provenance = {"source": "memory", "head_name": located.name, "precision": forward.precision}
     return together(located.head, splits, _class_names(loaders, located.head.classes), provenance)
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from posthoc_lt.checkpoint import OutOfMemoryError
-from posthoc_lt.errors import PosthocError
+from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.extraction.ahead import Batches, ahead
 from posthoc_lt.features import SPLITS, Features, FeatureSet
 from posthoc_lt.head import Head
@@ -21,6 +19,25 @@ HALF_ERROR = 1e-3
 """The largest error, relative to its row's norm, with which features may be kept in float16."""
 
 logger = logging.getLogger(__name__)
+
+
+PRECISIONS: Mapping[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16, "f16": torch.float16}
+"""What the network may run in, weights and sums kept in float32."""
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """One of `PRECISIONS`; ``auto`` takes float16 on CUDA, else float32.
+
+    Raises:
+        PosthocError: another name.
+    """
+    if name == "auto":
+        return "f16" if device.type == "cuda" else "float32"
+    if name not in PRECISIONS:
+        raise PosthocError(
+            f"precision {show(name)!r}", "one of auto, " + ", ".join(PRECISIONS), "drop --precision to take auto"
+        )
+    return name
 
 
 class Forward:
@@ -32,7 +49,7 @@ class Forward:
     Args:
         run: a captured network.
         device: where it is.
-        mixed: run in float16 where that does not overflow within the network.
+        precision: what it runs in; float16 only where that does not overflow within the network.
         inference: leave out all bookkeeping for gradients; only for a network that nobody trains afterwards.
     """
 
@@ -41,19 +58,15 @@ class Forward:
         run: Callable[[Tensor], tuple[Tensor, Tensor]],
         device: torch.device,
         *,
-        mixed: bool = False,
+        precision: str = "float32",
         inference: bool = False,
     ) -> None:
         self.run = run
         self.device = device
-        self.mixed = mixed
+        self.precision = precision
+        self.kind = PRECISIONS[precision]
         self.inference = inference
         self.most = sys.maxsize
-
-    @property
-    def precision(self) -> str:
-        """What a feature file says of it."""
-        return "mixed" if self.mixed else "float32"
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """The features (N, D) in float32 of inputs that are on the device.
@@ -61,11 +74,16 @@ class Forward:
         Raises:
             OutOfMemoryError: there is no memory for a single input.
         """
+        x = self.compute(inputs, self.kind)
+        return x if self.kind is not torch.float16 or bool(x.isfinite().all()) else self.compute(inputs, None)
+
+    def compute(self, inputs: Tensor, kind: torch.dtype | None) -> Tensor:
+        """The features with the network run in `kind`, None for float32, even where that overflows within it."""
         while True:
             size = min(self.most, max(1, len(inputs)))
             try:
                 with torch.inference_mode(self.inference):
-                    blocks = [self._features(block) for block in torch.split(inputs, size)]
+                    blocks = [self._features(block, kind) for block in torch.split(inputs, size)]
                     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
             except OutOfMemoryError:
                 if size <= 1:
@@ -75,28 +93,64 @@ class Forward:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _features(self, inputs: Tensor) -> Tensor:
-        if self.mixed:
-            if inputs.ndim == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(inputs.device.type, torch.float16):
-                x = self.run(inputs)[0].float()
-            if x.isfinite().all():
-                return x
-        return self.run(inputs)[0].float()  # also where float16 overflowed within the network
+    def _features(self, inputs: Tensor, kind: torch.dtype | None) -> Tensor:
+        if kind is None:
+            return self.run(inputs)[0].float()
+        if inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(inputs.device.type, kind):
+            return self.run(inputs)[0].float()
 
 
 def rows(batches: Batches, forward: Forward) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The features and labels of each batch, on the CPU, in float16 where that holds them."""
+    if forward.device.type == "cuda":
+        yield from _rows_behind(batches, forward)
+        return
     for inputs, y in ahead(batches, forward.device):
-        yield _halved(forward(inputs)).cpu(), None if y is None else y.cpu()
+        x = forward(inputs)
+        half, held = _halved(x)
+        yield (half if held else x).cpu(), None if y is None else y.cpu()
 
 
-def _halved(x: Tensor) -> Tensor:
-    """`x` in float16, or as it is where that would overflow or lose more than rounding."""
+def _halved(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` in float16, and whether that neither overflows nor loses more than rounding."""
     half = x.half()
     error = (half.float() - x).norm(dim=1)
-    return half if bool((error <= HALF_ERROR * x.norm(dim=1)).all()) else x
+    return half, (error <= HALF_ERROR * x.norm(dim=1)).all()
+
+
+def _rows_behind(batches: Batches, forward: Forward) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """`rows` on CUDA, where asking for a value waits for it: each is asked for when the next batch is under way."""
+    before: _Queued | None = None
+    for inputs, y in ahead(batches, forward.device):
+        queued = _Queued(inputs, y, forward)
+        if before is not None:
+            yield before.arrived()
+        before = queued
+    if before is not None:
+        yield before.arrived()
+
+
+class _Queued:
+    """A batch whose features are being computed and copied."""
+
+    def __init__(self, inputs: Tensor, y: Tensor | None, forward: Forward) -> None:
+        self.inputs, self.y, self.forward = inputs, y, forward
+        x = forward.compute(inputs, forward.kind)
+        half, sound = _halved(x)  # never sound where there is infinity or NaN
+        self.half = torch.empty(half.shape, dtype=half.dtype, pin_memory=True).copy_(half, non_blocking=True)
+        self.sound = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(sound, non_blocking=True)
+        self.copied = torch.cuda.current_stream(inputs.device).record_event()
+
+    def arrived(self) -> tuple[Tensor, Tensor | None]:
+        self.copied.synchronize()
+        y = None if self.y is None else self.y.cpu()
+        if self.sound:
+            return self.half, y
+        x = self.forward(self.inputs)
+        half, held = _halved(x)
+        return (half if held else x).cpu(), y
 
 
 def collect(
@@ -114,8 +168,13 @@ def collect(
         labels += [] if y is None else [y]
         advance(len(x))
     require_sound(name, sum(map(len, kept)), sum(map(broken, kept)), sum(map(len, labels)))
-    widest = torch.float32 if any(x.dtype == torch.float32 for x in kept) else torch.float16
-    return Features(torch.cat([x.to(widest) for x in kept]), torch.cat(labels) if labels else None)
+    return Features(joined(kept), torch.cat(labels) if labels else None)
+
+
+def joined(blocks: Sequence[Tensor]) -> Tensor:
+    """Blocks of rows as one, in float32 where any of them is."""
+    widest = torch.float32 if any(x.dtype == torch.float32 for x in blocks) else torch.float16
+    return torch.cat([x.to(widest) for x in blocks])
 
 
 def broken(x: Tensor) -> int:
@@ -171,9 +230,3 @@ def note_wide(names: Sequence[str]) -> bool:
     if names:
         logger.warning("features of %s do not fit float16: all are kept in float32", ", ".join(names))
     return bool(names)
-
-
-def progress_bar(name: str, total: int, progress: bool, done: int = 0) -> Any:
-    """A bar on standard error, where that is a terminal."""
-    hidden = not (progress and sys.stderr.isatty())
-    return tqdm(total=total, initial=done, desc=name, unit=" images", file=sys.stderr, disable=hidden)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from posthoc_lt.checkpoint import Architecture, Checkpoint, Transform, TwinsErro
 from posthoc_lt.data import Data, DataSpec, Reader, fingerprint, limited, open_data, printable
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.extraction.twins import settle
+from posthoc_lt.extraction.views import View, require_views
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.fitting import fitted_head_note
 
@@ -25,6 +26,8 @@ IDENTITY = (
     "limit",
     "counts_given",
     "fitted_head",
+    "views",
+    "view_seed",
 )
 """The provenance that decides what the features are: where all of it agrees, a cache is up to date."""
 
@@ -43,6 +46,8 @@ class Source:
             those of what the network was trained on; shorter where the last classes have none.
         skip: leave out images that cannot be read.
         l2: the penalty of a head to be fitted, for a network that has none.
+        views: how often train is run through, the first time as it is and then augmented.
+        seed: of the augmentation.
     """
 
     checkpoint: Checkpoint
@@ -53,6 +58,8 @@ class Source:
     train_counts: Tensor | None = None
     skip: bool = False
     l2: float | None = None
+    views: int = 1
+    seed: int = 0
 
     def split(self, name: str) -> Reader:
         """The images of one split, as the network takes them."""
@@ -61,6 +68,16 @@ class Source:
     def readers(self) -> dict[str, Reader]:
         """Every split, by name."""
         return {name: self.split(name) for name in self.data.splits}
+
+    def passes(self) -> dict[str, Reader]:
+        """What the network is run over, by the name of the split; views of train bear its name and a number."""
+        views = {
+            f"train.{view}": View(
+                self.data.splits["train"], self.preprocessing, self.data.exif, self.skip, self.seed, view
+            )
+            for view in range(1, self.views)
+        }
+        return {**self.readers(), **views}
 
     def whole_counts(self, classes: int, readers: Mapping[str, Reader]) -> Tensor | None:
         """The counts of all that the network was trained on, where the train features are only a part of it."""
@@ -86,11 +103,13 @@ def open_source(
     weights: str | None = None,
     allow_pickle: bool = False,
     l2: float | None = None,
+    views: int = 1,
+    known: Mapping[str, str] | None = None,
 ) -> Source:
-    """Read the checkpoint and list the images; arguments as `extract`'s.
+    """Read the checkpoint and list the images; arguments as `extract`'s, and the provenance of features that exist.
 
     No network is built or run, but where several that compute differently have the checkpoint's tensors: then labelled
-    images settle which of them it is, and the architecture's note tells what decided.
+    images settle which of them it is, or did so for the features that exist, and the architecture's note tells it.
 
     Raises:
         PosthocError: see `checkpoint.read`, `checkpoint.identify` and `data.open_data`.
@@ -107,8 +126,9 @@ def open_source(
         every = open_data(spec, architecture.classes)
     except TwinsError as twins:
         every = open_data(spec)
-        architecture, deciding = settle(twins, every, transform, skip=skip)
+        architecture, deciding = _settled(twins, known or {}) or settle(twins, every, transform, skip=skip)
     _require_one_head(checkpoint, architecture, l2)
+    require_views(views, every)
     preprocessing = transform(architecture)
     if every.kind != preprocessing.kind:
         wanted = preprocessing.kind
@@ -130,10 +150,30 @@ def open_source(
         "data_fingerprint": fingerprint(images, missing=skip),
         **({} if limit is None else {"limit": str(limit)}),
         **({} if l2 is None else {"fitted_head": fitted_head_note(l2)}),
+        **({} if views == 1 else {"views": str(views), "view_seed": str(spec.seed)}),
         **({} if counts is None else {"counts_given": hashlib.sha256(repr(list(counts)).encode()).hexdigest()}),
     }
     train_counts = every.train_counts(counts, limit)
-    return Source(checkpoint, architecture, preprocessing, images, provenance, train_counts, skip, l2)
+    return Source(checkpoint, architecture, preprocessing, images, provenance, train_counts, skip, l2, views, spec.seed)
+
+
+def split_of(name: str) -> str:
+    """The split that one of `Source.passes` belongs to.
+
+    >>> split_of("train.2"), split_of("val")
+    ('train', 'val')
+    """
+    return name.partition(".")[0]
+
+
+def _settled(twins: TwinsError, known: Mapping[str, str]) -> tuple[Architecture, str] | None:
+    """What images decided when the features that exist were made of the same checkpoint."""
+    name, deciding = known.get("arch", ""), known.get("arch_chosen_by", "")
+    fits = any(name in names for names in twins.groups)
+    if not deciding or not fits or known.get("checkpoint_sha256") != twins.checkpoint.sha256:
+        return None
+    note = f"Taken as {name}, as {deciding} told when its features were extracted. --arch takes another."
+    return replace(identify(twins.checkpoint, name), note=note), deciding
 
 
 def _require_one_head(checkpoint: Checkpoint, architecture: Architecture, l2: float | None) -> None:
@@ -149,6 +189,8 @@ def _require_one_head(checkpoint: Checkpoint, architecture: Architecture, l2: fl
         )
 
 
-def is_current(features: FeatureSet, source: Source) -> bool:
+def is_current(features: FeatureSet, source: Source, precision: str = "auto") -> bool:
     """Whether extracting `source` would give these features again: same checkpoint, network, transform and images."""
-    return all(features.provenance.get(key) == source.provenance.get(key) for key in IDENTITY)
+    return precision in ("auto", features.provenance.get("precision")) and all(
+        features.provenance.get(key) == source.provenance.get(key) for key in IDENTITY
+    )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, show
 
 
@@ -22,6 +23,9 @@ def replacing(path: Path, force: bool = False, inside: Path | None = None) -> It
     from the umask. A file that already holds the very same bytes is left as it is, so that a command
     typed twice succeeds twice; a different one is kept unless `force`.
 
+    Of processes that work together all write, for a block cannot be left out, each to a path of its own; the first
+    one's becomes the file, and all go on when it is there.
+
     Raises:
         PosthocError: the folder cannot be written to, or `path` exists with other content.
     """
@@ -29,13 +33,15 @@ def replacing(path: Path, force: bool = False, inside: Path | None = None) -> It
     temporary = _reserve(path, inside)
     try:
         yield temporary
-        _publish(temporary, path, force)
+        if ranks.rank() == 0:
+            _publish(temporary, path, force)
     except OSError as error:
         if error.filename is not None and str(error.filename) not in (str(temporary), str(path)):
             raise
         raise unwritable(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+    ranks.wait()
 
 
 def require_writable(path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, show
 
 
@@ -28,7 +29,8 @@ def replacing_folder(path: Path, force: bool = False) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        _publish(temporary, path, force)
+        if ranks.rank() == 0:  # as with `replacing`
+            _publish(temporary, path, force)
     except OSError as error:
         raise PosthocError(
             f"{show(path)}, which cannot be written ({error.strerror})",
@@ -37,6 +39,7 @@ def replacing_folder(path: Path, force: bool = False) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    ranks.wait()
 
 
 def _publish(temporary: Path, path: Path, force: bool) -> None:

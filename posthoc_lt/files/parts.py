@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.files.atomic import replacing, unwritable
-from posthoc_lt.files.container import read_container, write_container
+from posthoc_lt.files.container import Pieces, read_container, write_container
 
 _PART = "posthoc-lt-part"
 _VERSION = "1"
@@ -64,17 +65,17 @@ class Parts:
     folder: Path
 
     def done(self, split: str) -> list[Part]:
-        """The parts of a split without a gap from its first sample on, every checksum verified; the others go."""
+        """The parts of a split in order, every checksum verified; what is damaged or overlaps one before it goes."""
         found: list[Part] = []
         for path in sorted(self.folder.glob(f"{split}-*.safetensors")):
             try:
                 part = _read(path)
             except (PosthocError, ValueError, LookupError, TypeError):
                 part = None
-            if part is not None and part.start == (found[-1].stop if found else 0):
+            if part is not None and part.start >= (found[-1].stop if found else 0):
                 found.append(part)
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
         return found
 
     def add(self, split: str, span: range, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> Part:
@@ -89,6 +90,22 @@ class Parts:
             write_container(temporary, tensors, {**said, "notes": json.dumps(notes)})
         return _part(path, tensors, span, json.loads(json.dumps(notes)))
 
+    def join(self, name: str, tensors: Mapping[str, Tensor | Pieces]) -> None:
+        """Write what parts give together, for work on the whole; `joined` reads it.
+
+        Raises:
+            PosthocError: it cannot be written.
+        """
+        with replacing(self._whole(name), force=True) as temporary:
+            write_container(temporary, tensors, {"format": _PART, "version": _VERSION})
+
+    def joined(self, name: str) -> dict[str, Tensor]:
+        """Memory-mapped, the checksums verified."""
+        return read_container(self._whole(name), _PART, _VERSION, _AGAIN)[0]
+
+    def _whole(self, name: str) -> Path:
+        return self.folder / f"whole.{name}"
+
     def remove(self) -> None:
         """Remove all parts for this file, once it is there."""
         shutil.rmtree(self.folder.parent, ignore_errors=True)
@@ -96,7 +113,7 @@ class Parts:
 
 @contextmanager
 def working(path: Path, identity: Mapping[str, object]) -> Iterator[Parts]:
-    """The parts of the work on `path`, which nobody else may do meanwhile.
+    """The parts of the work on `path`, which nobody else may do meanwhile but processes that work together.
 
     Args:
         path: the file that they are for; they lie in ``.NAME.parts`` beside it.
@@ -112,9 +129,11 @@ def working(path: Path, identity: Mapping[str, object]) -> Iterator[Parts]:
     except OSError as error:
         raise unwritable(folder, error) from None
     try:
-        _lock(lock, path)
-        for left in folder.glob(".*.tmp"):  # by a process that was killed as it wrote
-            left.unlink()
+        if ranks.rank() == 0:
+            _lock(lock, path)
+            for left in folder.glob(".*.tmp"):  # by a process that was killed as it wrote
+                left.unlink()
+        ranks.wait()
         yield Parts(folder)
     finally:
         os.close(lock)
@@ -122,8 +141,8 @@ def working(path: Path, identity: Mapping[str, object]) -> Iterator[Parts]:
 
 def discard(path: Path) -> None:
     """Remove what parts there still are for a file that is there, unless another process is at it."""
-    if _folder(path).is_dir():
-        with suppress(PosthocError), working(path, {}) as parts:
+    if ranks.rank() == 0 and _folder(path).is_dir():
+        with ranks.alone(), suppress(PosthocError), working(path, {}) as parts:
             parts.remove()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.files.atomic import replacing
 from posthoc_lt.files.container import (
@@ -86,7 +87,7 @@ def writing(
         yield whole, said
         if force:
             _forget(path, keep=names)  # a set that is being replaced is never half there
-    if force:
+    if force and ranks.rank() == 0:
         path.unlink(missing_ok=True)
 
 
@@ -162,7 +163,7 @@ def _refuse(other: Path, force: bool) -> None:
 def _forget(path: Path, keep: Collection[str]) -> None:
     """Remove the index of a set that is replaced, and those of its shards that nothing takes the place of."""
     index = _index_of(path)
-    if not is_file(index):
+    if ranks.rank() or not is_file(index):
         return
     try:
         places = _read_index(index, "")[0]
