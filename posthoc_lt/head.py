@@ -144,3 +144,17 @@ class Head:
     def __repr__(self) -> str:
         bias = "" if self.has_bias else ", no bias"
         return f"Head({self.classes} classes, {self.dimensions} dimensions{bias})"
+
+    def _repr_html_(self) -> str:
+        lengths = torch.linalg.vector_norm(self.weight.double(), dim=1)
+        figures = {"norm of a class's weights": lengths, **({"bias": self.bias.double()} if self.has_bias else {})}
+        rows = "".join(
+            f"<tr><td>{name}</td><td>{v.min():.4g}</td><td>{v.median():.4g}</td><td>{v.max():.4g}</td></tr>"
+            for name, v in figures.items()
+        )
+        header = "".join(f"<th>{name}</th>" for name in ("", "smallest", "median", "largest"))
+        bias = "" if self.has_bias else ", no bias"
+        return (
+            f"<p>Head: {self.classes} classes, {self.dimensions} dimensions{bias}</p>"
+            f"<table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+        )

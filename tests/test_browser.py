@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_page import HOSTILE, made_of
 
 import posthoc_lt
 from posthoc_lt import FeatureSet
@@ -73,4 +74,36 @@ def test_a_press_on_a_heading_sorts_and_a_second_turns_the_order(
     page.keyboard.press("Enter")
     assert column(1) == sorted(features.classes)
     assert page.locator("th[aria-sort]").count() == 1
+    page.close()
+
+
+def test_names_are_shown_as_text_found_by_typing_and_fit_a_phone(browser: Any, tmp_path: Path) -> None:
+    names = (*HOSTILE, *(f"species {c}" for c in range(20)))
+    made_of(names, per_class=2).report(tmp_path / "report.html")
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    dialogs: list[str] = []
+    page.on("dialog", lambda dialog: dialogs.append(dialog.message) or dialog.dismiss())  # type: ignore[func-returns-value]
+    page.goto((tmp_path / "report.html").as_uri())
+    told = [element.inner_text() for element in page.locator("table.sortable bdi").all()]
+    assert told[0] == HOSTILE[0]
+    assert told[2] == HOSTILE[2]
+    assert told[4] == "x" * 200
+    assert len(told) == len(names)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_label("Find a class").fill("SPECIES 1")
+    seen = page.locator("table.sortable tbody tr:visible").count()
+    assert seen == 11  # 1, 10 … 19
+    page.get_by_label("Find a class").fill("")
+    assert page.locator("table.sortable tbody tr:visible").count() == len(names)
+    assert dialogs == []
+    page.close()
+
+
+def test_the_page_prints_with_nothing_cut_off(page_file: Path, browser: Any, features: FeatureSet) -> None:
+    page = browser.new_page(viewport={"width": 718, "height": 1000})  # A4 less its margins
+    page.emulate_media(media="print")
+    page.goto(page_file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    assert page.locator(".find").is_hidden()
+    assert page.pdf(format="A4").startswith(b"%PDF")
     page.close()

@@ -114,3 +114,13 @@ def test_a_read_only_array_is_taken_without_a_word() -> None:
     weight = np.ones((2, 3))
     weight.flags.writeable = False
     assert Head(weight, np.zeros(2)).weight.tolist() == weight.tolist()
+
+
+def test_a_notebook_shows_what_a_head_is_like() -> None:
+    shown = Head([[3.0, 4.0], [0.0, 1.0], [6.0, 8.0]], [0.5, -1.0, 0.25])._repr_html_()
+    assert "3 classes, 2 dimensions" in shown
+    assert "<td>norm of a class's weights</td><td>1</td><td>5</td><td>10</td>" in shown
+    assert "<td>bias</td><td>-1</td><td>0.25</td><td>0.5</td>" in shown
+    bare = Head.without_bias(np.eye(2))._repr_html_()
+    assert "no bias" in bare
+    assert "<td>bias</td>" not in bare

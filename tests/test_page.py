@@ -227,3 +227,45 @@ def test_the_command_writes_the_page_and_says_what_it_found(
     status, error = refusal_of(["report", "--out", "model.pt", "--force"], capsys)
     assert status == 1
     assert "model.pt" in error
+
+
+def test_what_was_wrong_is_told_in_figures(result: Result) -> None:
+    """Against numpy on the untouched head's predictions."""
+    features, before = result.features, result.fitted[0].test
+    assert features.test is not None
+    assert before is not None
+    counts, y = features.counts.numpy(), features.test.labels.numpy()
+    predicted = features.head(features.test.x.float()).argmax(1).numpy()
+    of_class = {c: float(np.mean(predicted[y == c] == c)) for c in range(10)}
+    many, few = (
+        100 * np.mean([of_class[c] for c in np.flatnonzero(group).tolist()]) for group in (counts > 100, counts < 20)
+    )
+    lost = (counts[y] < 20) & (predicted != y)
+    share = 100 * np.mean(counts[predicted[lost]] > counts[y[lost]])
+    told = story(result).wrong
+    assert f"{many:.1f}% many-shot and {few:.1f}% few-shot accuracy" in told
+    assert f"{share:.0f}% of its mistakes on few-shot classes" in told
+
+
+def test_the_page_tells_how_to_make_it_again(result: Result, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = story(result).facts["call"]
+    assert call == "posthoc_lt.rebalance(features, methods=['logit-adjust', 'tau-norm'])"
+    line = ["report", "--methods", "ncm", "--out", "a report.html"]
+    assert run(line) == 0
+    assert "Left out" not in capsys.readouterr().err
+    text = (there / "a report.html").read_text(encoding="utf-8")
+    assert "<dd>posthoc-lt report --methods ncm --out &#39;a report.html&#39;</dd>" in text
+    assert hashlib.sha256((there / "feats.safetensors").read_bytes()).hexdigest() in text
+
+
+def test_the_command_says_which_methods_it_left_out(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without train features only methods that need class counts can be fitted."""
+    features = posthoc_lt.load_features(there / "feats.safetensors")
+    bare = FeatureSet(
+        features.head, None, features.val, features.test, features.classes, features.provenance, features.counts
+    )
+    posthoc_lt.save_features(bare, there / "bare.safetensors")
+    assert run(["report", "--features", "bare.safetensors", "--out", "bare.html"]) == 0
+    told = capsys.readouterr().err
+    assert "Left out crt: features without a labelled train split" in told
+    assert "Left out ncm" in told

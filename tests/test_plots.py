@@ -55,7 +55,7 @@ def shown(axes: Axes) -> dict[str, Text]:
     axes.figure.canvas.draw()
     legend = axes.get_legend()
     assert legend is not None
-    texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *legend.get_texts()]
+    texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *legend.get_texts(), *axes.texts]
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     ticks = [text for text in axes.get_xticklabels() if left <= text.get_position()[0] <= right]
     ticks += [text for text in axes.get_yticklabels() if low <= text.get_position()[1] <= high]
@@ -112,7 +112,7 @@ def test_the_class_plot_says_what_it_shows_in_plain_numbers(features: FeatureSet
     axes = plot_classes(judged(features, features.head), judged(features, choice.head), "test")
     texts = shown(axes)
     wanted = {"each class before and after", "train samples of the class", "accuracy of the class on test (%)"}
-    assert wanted | {"before", "after", "few < 20, many > 100"} <= set(texts)
+    assert wanted | {"before", "after, better", "after, worse", "few < 20", "medium", "many > 100"} <= set(texts)
     ticks = [label.get_text() for label in axes.get_xticklabels() if label.get_text()]
     assert ticks == ["5", "10", "20", "50", "100", "200", "500"]
     assert_readable(axes)
@@ -144,7 +144,7 @@ def test_every_class_with_a_sample_is_drawn_where_its_figures_say() -> None:
     assert (made.counts, made.before, made.after) == ([50, 5], [1, 0.5], [0.5, 1])
     axes = plot_classes(before, after, "test")
     points = [np.asarray(each.get_offsets()).tolist() for each in axes.collections]
-    assert points[1:] == [[[50, 100], [5, 50]], [[50, 50], [5, 100]]]
+    assert points[2:] == [[[50, 100], [5, 50]], [[5, 100]], [[50, 50]]]
 
 
 def test_beyond_150_classes_medians_and_quartiles_stand_for_classes() -> None:

@@ -88,3 +88,16 @@ def test_no_text_reaches_a_spreadsheet_as_a_formula_or_a_terminal_as_control(tex
         assert cell in (text, "'" + text)
     for form in FORMATS:
         assert all(c == "\n" or c.isprintable() for c in render([{text: text}], form))
+
+
+def test_a_wide_table_closes_its_gaps_and_then_cuts_its_texts() -> None:
+    rows = [{f"column {k}": 1.5 for k in range(7)}]
+    spaced = render(rows, "table").splitlines()
+    assert spaced[0].startswith("column 0  column 1")
+    rows = [{f"column {k}": 1.5 for k in range(8)} | {"x": 1, "y": 2}]
+    close = render(rows, "table").splitlines()
+    assert close[0].startswith("column 0 column 1")
+    named = render([{"class": "x" * 200, "recall": 0.5}, {"class": "owl", "recall": 1.0}], "table")
+    assert max(map(len, named.splitlines())) <= 80
+    assert "x" * 39 + "…" in named
+    assert "x" * 200 in render([{"class": "x" * 200}], "csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 import click
 
 from posthoc_lt import cli
-from posthoc_lt.cli import options
+from posthoc_lt.cli import options, terminal
 from posthoc_lt.errors import PosthocError, show
 
 STEPS = (
@@ -46,7 +47,7 @@ def demo(into: Path, force: bool) -> None:
     with _working_in(into):
         for step in _possible():
             line = step + (" --force" if force and any(word in step for word in _WRITING) else "")
-            click.secho(f"\n$ {line}", bold=True)
+            click.echo("\n" + click.style(f"$ {line}", bold=terminal.colourful(sys.stdout) or None))
             cli.cli.main(shlex.split(line)[1:], prog_name="posthoc-lt", standalone_mode=False)
     click.echo(f"\nThe patched checkpoint is {show(into / 'balanced.pt')}: load it where you loaded model.pt.")
     if (into / "report.html").exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,24 +14,34 @@ import click
 
 from posthoc_lt import __version__
 from posthoc_lt.checkpoint import read
-from posthoc_lt.cli import options
+from posthoc_lt.cli import options, terminal
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.files import container_kind, find, require_writable, save_head
 from posthoc_lt.files.container import is_file
 from posthoc_lt.head import Head
-from posthoc_lt.pipeline import Fitted
+from posthoc_lt.pipeline import Comparison, Fitted
 from posthoc_lt.pipeline.result import saved_head
 from posthoc_lt.report import Table, dump, render
+from posthoc_lt.report.spark import class_lines, curve_lines
 
 
 def preamble(inputs: Mapping[str, Path | None]) -> dict[str, object]:
     """What every JSON object begins with: the command, its version, arguments and the hashes of inputs given."""
     context = click.get_current_context()
     arguments = {"format" if name == "form" else name: _argument(value) for name, value in context.params.items()}
+    return {"command": context.info_name, "version": __version__, "arguments": arguments, "inputs": hashed(inputs)}
+
+
+def hashed(inputs: Mapping[str, Path | None]) -> dict[str, dict[str, str]]:
+    """Where each input that was given lies, and its hash."""
     found = {name: None if path is None else find(path) for name, path in inputs.items()}
-    hashes = {name: {"path": str(path), "sha256": _sha256(path)} for name, path in found.items() if path is not None}
-    return {"command": context.info_name, "version": __version__, "arguments": arguments, "inputs": hashes}
+    return {name: {"path": str(path), "sha256": _sha256(path)} for name, path in found.items() if path is not None}
+
+
+def typed() -> str:
+    """The command as it was typed."""
+    return show(shlex.join(click.get_current_context().find_root().obj), 1000)
 
 
 def fitted_record(
@@ -68,6 +78,12 @@ def warn_unsolved(each: Fitted, quiet: bool) -> None:
             "short of its minimum; another --l2 may fit better.",
             quiet,
         )
+
+
+def note_skipped(found: Comparison, quiet: bool) -> None:
+    """Say which methods these features cannot carry, and why."""
+    for name, reason in found.skipped.items():
+        note(f"Left out {name}: {reason}", quiet)
 
 
 def protect(out: Path | None, kind: str | None, *inputs: Path) -> None:
@@ -148,13 +164,31 @@ def print_tables(tables: Sequence[Table], form: str, verbose: bool) -> None:
         click.echo("".join([*texts[0], *(line for text in texts[1:] for line in text[1:])]), nl=False)
         return
     for table in tables:
-        click.echo(table.markdown() if form == "md" else table.text(color=_colour()))
+        click.echo(table.markdown() if form == "md" else table.text(color=terminal.colourful(sys.stdout)))
+        if form == "table":
+            _print_classes(table)
         if verbose:
             row = next((row for row in table.rows if row.chosen), table.rows[-1])
             classes = table.shown(row).block(table.classes, verbose=True)["per_class"]
             assert isinstance(classes, list)
             shown = render(classes, form, percent={"recall"})
             click.echo(f"\n{show(row.method)}, each class of {table.split}:\n{shown}")
+
+
+def _print_classes(table: Table) -> None:
+    """Who gains and who pays, from the rarest class to the most frequent, where a head was chosen."""
+    found = {row.method: row for row in table.rows if row.chosen or row.method == "baseline"}
+    if len(found) == 2 and "baseline" in found:
+        before, after = (table.shown(row) for row in (found.pop("baseline"), *found.values()))
+        told, *lines = class_lines(before, after)
+        say(f"\n{told}")
+        click.echo("\n".join(lines))
+
+
+def print_curve(fitted: Fitted) -> None:
+    """The validation curve that the knob was chosen on, where there is one."""
+    if fitted.choice.curve is not None and fitted.method.knob is not None:
+        click.echo("\n".join([*curve_lines(fitted.choice, fitted.method.knob), ""]))
 
 
 def print_json(record: Mapping[str, object]) -> None:
@@ -178,10 +212,6 @@ def notes(texts: Iterable[str], quiet: bool = False) -> None:
     """Words beside the result, a paragraph each, wrapped to 80 columns."""
     for text in texts:
         note(textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False), quiet)
-
-
-def _colour() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def _argument(value: object) -> object:

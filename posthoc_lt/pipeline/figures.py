@@ -65,7 +65,8 @@ def _classes(result: Result, axes: Axes | None) -> Axes:
 
 
 def _norms(result: Result, axes: Axes | None) -> Axes:
-    return plot_norms({each.label: each.head for each in result.fitted}, result.features.counts, axes)
+    heads = {each.label: each.head for each in result.fitted}
+    return plot_norms(heads, result.features.counts, axes, chosen=result.chosen.label)
 
 
 def _pareto(result: Result, axes: Axes | None) -> Axes:
@@ -77,7 +78,7 @@ def _pareto(result: Result, axes: Axes | None) -> Axes:
         for each in result.fitted
         if isinstance(each.family, Line | Power | KeptBias)
     }
-    return plot_pareto(frontiers(curves, judged), axes)
+    return plot_pareto(frontiers(curves, judged), axes, chosen=result.chosen.label)
 
 
 def _reliability(result: Result, axes: Axes | None) -> Axes:

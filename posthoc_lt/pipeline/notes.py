@@ -6,7 +6,7 @@ from posthoc_lt.evaluation import Evaluation, evaluate
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.pipeline.fit import Fitted
 
-_SURE = 0.98
+_SURE = 0.97
 """What the interval of balanced accuracy, and the mean confidence, must exceed to look learned by heart."""
 
 _LIKE_TRAIN = 3.0
@@ -48,8 +48,8 @@ def _learned(features: FeatureSet, val: Evaluation) -> bool:
     """Whether the head is nearly always right and sure on validation, and no less so than on train."""
     if val.balanced_accuracy_ci[0] < _SURE or float(val.confidence.mean()) < _SURE:
         return False
-    train = features.training.features
-    if train is None or not len(train):
+    train = features.plain_train
+    if train is None or train.y is None or not len(train):
         return True
     return val.nll <= _LIKE_TRAIN * evaluate(features.head, train, features.counts).nll
 

@@ -60,7 +60,17 @@ def render(rows: Sequence[Mapping[str, object]], form: str, percent: Collection[
     cells = [[spell(value) for spell, value in zip(spelled, row, strict=True)] for row in values]
     numeric = [all(map(_numeric, column)) for column in zip(*values, strict=True)]
     names = [show(key) + " %" * (key in percent) for key in header]
-    return (grid if form == "table" else markdown)(names, cells, numeric)
+    return _fitting(names, cells, numeric) if form == "table" else markdown(names, cells, numeric)
+
+
+def _fitting(header: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """The grid within 80 columns, if it can be: first its gaps close up, then its texts are cut."""
+    made = grid(header, cells, right)
+    for limit in (_WHOLE, 40, 24):
+        if max(map(len, made.splitlines())) <= 80:
+            break
+        made = grid(header, [[show(cell, limit) for cell in row] for row in cells], right, gap=1)
+    return made
 
 
 def grid(header: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool], gap: int = 2) -> str:

@@ -3,6 +3,7 @@
 document.querySelectorAll("table.sortable").forEach((table) => {
   const heads = Array.from(table.tHead.rows[0].cells);
   heads.forEach((head, column) => {
+    if (!head.firstElementChild) return;
     head.firstElementChild.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
       heads.forEach((each) => each.removeAttribute("aria-sort"));
@@ -18,4 +19,12 @@ document.querySelectorAll("table.sortable").forEach((table) => {
       table.tBodies[0].append(...rows.map(([, row]) => row));
     });
   });
+});
+// Show only the classes whose name holds what is typed, where there are more than a screenful.
+const find = document.querySelector(".find");
+const classes = Array.from(document.querySelector("table.sortable").tBodies[0].rows, (row) => [row.cells[0].textContent.toLowerCase(), row]);
+find.hidden = classes.length <= 20;
+find.firstElementChild.addEventListener("input", (event) => {
+  const wanted = event.target.value.trim().toLowerCase();
+  classes.forEach(([name, row]) => { row.hidden = !name.includes(wanted); });
 });

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from posthoc_lt.errors import PosthocError, show
-from posthoc_lt.evaluation import Evaluation
+from posthoc_lt.evaluation import Evaluation, difference, group_difference
 from posthoc_lt.metrics import GROUPS, recall
 from posthoc_lt.report.plots.reliability import reliability
 from posthoc_lt.report.table import Row, Table
 from posthoc_lt.report.text import cells, heading, legend
+from posthoc_lt.stats import Paired
 
 _NAME = 200
 """Characters of a class name that a page shows."""
@@ -35,7 +36,9 @@ class Story:
     Args:
         title: the page's title.
         verdict: a sentence on what was gained and what it cost.
+        wrong: a sentence on what is wrong with the untouched head.
         reason: why this method, and what such a choice is worth on samples left out of it.
+        knob: how its knob came about.
         notes: what the reader should know besides, a sentence each.
         table: every method against the baseline.
         before, after: the untouched and the chosen head on the split that the table shows.
@@ -45,7 +48,9 @@ class Story:
 
     title: str
     verdict: str
+    wrong: str
     reason: str
+    knob: str
     notes: Sequence[str]
     table: Table
     before: Evaluation
@@ -87,34 +92,55 @@ def page(story: Story) -> str:
 
 
 def _tiles(story: Story) -> list[dict[str, str]]:
-    """The few figures to see first."""
-    found = [_tile("balanced accuracy", story.before.balanced_accuracy, story.after.balanced_accuracy)]
+    """The few figures to see first, each with its paired interval."""
+    before, after = story.before, story.after
+    found = [_tile(before.yardstick.name, before.score, after.score, difference(before, after))]
     for group in reversed(GROUPS):
-        old, new = story.before.group(group), story.after.group(group)
-        if old is not None and new is not None:
-            found.append(_tile(f"{group}-shot accuracy", old, new))
+        old, new, gain = before.group(group), after.group(group), group_difference(before, after, group)
+        if old is not None and new is not None and gain is not None:
+            found.append(_tile(f"{group}-shot accuracy", old, new, gain))
     return found
 
 
-def _tile(name: str, before: float, after: float) -> dict[str, str]:
+def _tile(name: str, before: float, after: float, gain: Paired) -> dict[str, str]:
+    low, high = (f"{100 * end:+.1f}" for end in (gain.low, gain.high))
     return {
         "name": name,
         "before": _percent(before),
         "after": _percent(after),
-        "moved": f"{100 * (after - before):+.1f}",
+        "moved": f"{100 * gain.delta:+.1f}",
+        "interval": f"[{low}, {high}]",
+        "way": _way(gain.delta) if gain.clear else "",
     }
 
 
 def _methods(table: Table) -> dict[str, object]:
-    """The comparison's cells, and for each gain the ends of its interval on a common scale from 0 to 100."""
+    """The comparison's cells, gains first; and for each gain the ends of its interval on a scale from 0 to 100.
+
+    Each group's accuracy comes with its change from the first row, the untouched head.
+    """
     columns = cells(table)
+    order = ["method", "vs baseline", *reversed(GROUPS), "balanced", "overall", "knob"]
     ends = [abs(end) for row in table.rows if row.paired for end in (row.paired.low, row.paired.high)]
     reach = max([*ends, 1e-9])
-    rows = [
-        {"cells": list(texts), "chosen": row.chosen, "control": row.control, "bar": _bar(row, reach)}
-        for row, texts in zip(table.rows, zip(*columns.values(), strict=True), strict=True)
-    ]
-    return {"header": list(columns), "rows": rows}
+    base = table.shown(next(row for row in table.rows if row.paired is None))
+    rows = []
+    for number, row in enumerate(table.rows):
+        changes = {name: _change(group_difference(base, table.shown(row), name)) for name in GROUPS if row.paired}
+        made = [{"text": columns[name][number], **changes.get(name, {"moved": "", "way": ""})} for name in order]
+        rows.append({"cells": made, "chosen": row.chosen, "control": row.control, "bar": _bar(row, reach)})
+    return {"header": order, "rows": rows}
+
+
+def _change(gain: Paired | None) -> dict[str, str]:
+    if gain is None:
+        return {"moved": "", "way": ""}
+    return {"moved": f"{100 * gain.delta:+.1f}", "way": _way(gain.delta)}
+
+
+def _way(change: float) -> str:
+    """The style of a change."""
+    return "up" if change > 0 else "down" if change < 0 else ""
 
 
 def _bar(row: Row, reach: float) -> dict[str, float] | None:
@@ -139,18 +165,13 @@ def _classes(story: Story) -> list[dict[str, object]]:
     before, after = recall(story.before.tally).tolist(), recall(story.after.tally).tolist()
     group = {c: name for name in GROUPS for c in story.before.groups[name].nonzero().flatten().tolist()}
     counts, samples = story.before.counts.tolist(), story.before.tally.actual.tolist()
-    return [
-        {
-            "name": show(name, _NAME),
-            "group": group[c],
-            "train": counts[c],
-            "samples": samples[c],
-            "before": None if not samples[c] else round(100 * before[c], 1),
-            "after": None if not samples[c] else round(100 * after[c], 1),
-            "moved": None if not samples[c] else round(100 * (after[c] - before[c]), 1),
-        }
-        for c, name in enumerate(story.table.classes)
-    ]
+    rows = []
+    for c, name in enumerate(story.table.classes):
+        told = {"name": show(name, _NAME), "group": group[c], "train": counts[c], "samples": samples[c]}
+        old, new = round(100 * before[c], 1), round(100 * after[c], 1)
+        seen = {"before": old, "after": new, "moved": round(100 * (after[c] - before[c]), 1), "low": min(old, new)}
+        rows.append(told | (seen if samples[c] else {"before": None}))
+    return rows
 
 
 def _percent(share: float) -> str:

@@ -7,7 +7,7 @@ import io
 import re
 from typing import TYPE_CHECKING
 
-from posthoc_lt.report.plots.style import AFTER, BEFORE
+from posthoc_lt.report.plots.style import AFTER, BEFORE, WORSE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,8 @@ def svg(axes: Axes, name: str, alt: str) -> str:
     """The figure of `axes` as one ``<svg>`` element.
 
     Text stays text; ids get the prefix `name`, so that figures on one page do not refer to each other's clips; the
-    colours of text and axes become the page's own (``currentColor``), grey its muted one, blue its accent.
+    colours of text and axes become the page's own (``currentColor``), grey its muted one, blue its accent, vermilion
+    that of losses.
 
     Args:
         axes: drawn, on a figure of their own.
@@ -43,6 +44,7 @@ def svg(axes: Axes, name: str, alt: str) -> str:
         .replace(INK, "currentColor")
         .replace(BEFORE, "var(--muted)")
         .replace(AFTER, "var(--accent)")
+        .replace(WORSE, "var(--down)")
     )
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
@@ -55,7 +57,7 @@ def svg(axes: Axes, name: str, alt: str) -> str:
 def _ink(axes: Axes) -> None:
     """Draw what is not data in `INK`."""
     legend = axes.get_legend()
-    texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *(legend.get_texts() if legend else ())]
+    texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *(legend.get_texts() if legend else ()), *axes.texts]
     for text in texts:
         text.set_color(INK)
     for spine in axes.spines.values():

@@ -12,6 +12,7 @@ from posthoc_lt.metrics import GROUPS, macro_f1, worst_class
 from posthoc_lt.report.formats import csv_text, escaped, html_paragraph, html_table, markdown
 from posthoc_lt.report.text import cells, comparison, heading, legend
 from posthoc_lt.stats import LEVEL, Paired, holm
+from posthoc_lt.yardstick import BALANCED
 
 if TYPE_CHECKING:
     import pandas
@@ -165,6 +166,7 @@ class Table:
             "balanced_accuracy": seen.balanced_accuracy,
             "low": low,
             "high": high,
+            **_scored(seen),
             "accuracy": seen.accuracy,
             "macro_f1": macro_f1(seen.tally),
             "worst_class": worst_class(seen.tally),
@@ -212,3 +214,11 @@ class Table:
         columns = cells(self)
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         return list(columns), rows, [name not in ("method", "knob") for name in columns]
+
+
+def _scored(seen: Evaluation) -> dict[str, object]:
+    """The score by another yardstick than balanced accuracy, which `gain` then is of."""
+    if seen.yardstick is BALANCED:
+        return {}
+    key, (low, high) = seen.yardstick.key, seen.score_ci
+    return {key: seen.score, f"{key}_low": low, f"{key}_high": high}

@@ -10,6 +10,7 @@ from posthoc_lt.evaluation import Evaluation
 from posthoc_lt.metrics import GROUPS
 from posthoc_lt.report.formats import NOTHING, grid
 from posthoc_lt.stats import Paired
+from posthoc_lt.yardstick import BALANCED
 
 if TYPE_CHECKING:
     from posthoc_lt.report.table import Row, Table
@@ -27,7 +28,7 @@ def cells(table: Table) -> dict[str, list[str]]:
         "method": [_name(row) for row in rows],
         "knob": [_knobs(row) for row in rows],
         **{group: [_percent(evaluation.group(group)) for evaluation in seen] for group in GROUPS},
-        "balanced": [_balanced(evaluation) for evaluation in seen],
+        seen[0].yardstick.short: [_score(evaluation) for evaluation in seen],
         "overall": [_percent(evaluation.accuracy) for evaluation in seen],
         "vs baseline": [_gain(row, row.clear and not table.flatters) for row in rows],
     }
@@ -41,6 +42,8 @@ def heading(table: Table) -> str:
     line = f"{table.split}: {len(seen)} samples, {classes} classes; train counts: many > {high}, few < {low}"
     if table.flatters:
         line += "\nknobs were chosen on these samples: figures flatter"
+    if seen.yardstick is not BALANCED:
+        line += f"\njudged by {seen.yardstick.told}"
     if seen.missing:
         line += f"\nno sample, not scored: {listed(table.classes[c] for c in seen.missing)}"
     return line
@@ -49,8 +52,8 @@ def heading(table: Table) -> str:
 def legend(table: Table) -> str:
     """What the figures are, and the marks that occur."""
     rows = table.rows
-    compared = any(row.paired is not None for row in rows)
-    figures = "percent, ± 95% interval" + "; vs baseline: balanced accuracy, paired, ± toward 0" * compared
+    compared, name = any(row.paired is not None for row in rows), table.shown(rows[0]).yardstick.name
+    figures = "percent, ± 95% interval" + f"; vs baseline: {name}, paired, ± toward 0" * compared
     marks = {
         "> chosen": any(row.chosen for row in rows),
         "(control)": any(row.control for row in rows),
@@ -91,7 +94,7 @@ def verdict(
 
     Args:
         baseline, chosen: both on the split named.
-        overall: the paired difference in balanced accuracy.
+        overall: the paired difference by their yardstick, which is balanced accuracy by default.
         few, many: the same within the few-shot and the many-shot classes; None where the group has no sample.
         split: on ``val``, where heads are chosen, the sentence says that figures flatter.
         metric: what was chosen by, a name of `posthoc_lt.search.FIGURES`.
@@ -100,8 +103,11 @@ def verdict(
     where = f"On {split}" + (", which also served to choose and so flatters," if split == "val" else ",")
     if bool((baseline.predicted == chosen.predicted).all()):
         return f"{where} nothing changed: the chosen head predicts exactly as the untouched one."
-    balanced = (baseline.balanced_accuracy, chosen.balanced_accuracy)
-    clauses = {"balanced-accuracy": _moved("balanced accuracy", *balanced, overall)}
+    yardstick = baseline.yardstick
+    clauses = {"balanced-accuracy": _moved(yardstick.name, baseline.score, chosen.score, overall)}
+    if yardstick.cost is not None:
+        old, new = (yardstick.mean_cost(each.score) for each in (baseline, chosen))
+        clauses["balanced-accuracy"] += f" (a mean cost of {new:.3g} after {old:.3g})"
     for group, gain in (("few", few), ("many", many)):
         before, after = baseline.group(group), chosen.group(group)
         if gain is None or before is None or after is None:
@@ -114,6 +120,21 @@ def verdict(
     elif values is not None:
         clauses = {metric: _chosen_by(metric, *values), **clauses}
     return f"{where} {'; '.join(clauses.values())}."
+
+
+def shortfall(baseline: Evaluation, split: str) -> str:
+    """One sentence on what is wrong with the untouched head: how far its rare classes lag, and what they lose to."""
+    there = [(group, share) for group in GROUPS if (share := baseline.group(group)) is not None]
+    (head, high), (tail, low) = there[0], there[-1]
+    if head == tail:
+        return f"On {split}, every class is {head}-shot; the untouched head has {100 * high:.1f}% accuracy on them."
+    lost = ~baseline.right & baseline.groups[tail][baseline.labels]
+    frequent = baseline.counts[baseline.predicted[lost]] > baseline.counts[baseline.labels[lost]]
+    told = f"On {split}, the untouched head has {100 * high:.1f}% {head}-shot and {100 * low:.1f}% {tail}-shot accuracy"
+    if not len(frequent):
+        return f"{told}."
+    most = 100 * float(frequent.double().mean())
+    return f"{told}; {most:.0f}% of its mistakes on {tail}-shot classes name a more frequent class."
 
 
 def metric_name(metric: str) -> str:
@@ -160,9 +181,9 @@ def _percent(share: float | None) -> str:
     return NOTHING if share is None else f"{100 * share:.1f}"
 
 
-def _balanced(seen: Evaluation) -> str:
+def _score(seen: Evaluation) -> str:
     """The wider half of the interval: the other may have been cut at 0 or 100."""
-    (low, high), middle = seen.balanced_accuracy_ci, seen.balanced_accuracy
+    (low, high), middle = seen.score_ci, seen.score
     return f"{100 * middle:.1f} ±{100 * max(high - middle, middle - low):4.1f}"
 
 

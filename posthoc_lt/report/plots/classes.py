@@ -10,7 +10,7 @@ from torch import Tensor
 
 from posthoc_lt.evaluation import Evaluation
 from posthoc_lt.metrics import recall
-from posthoc_lt.report.plots.style import AFTER, BEFORE, FAINT, MANY_POINTS, headed, new_axes, scale_counts
+from posthoc_lt.report.plots.style import AFTER, BEFORE, MANY_POINTS, WORSE, headed, new_axes, scale_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,18 +74,38 @@ def plot_classes(before: Evaluation, after: Evaluation, split: str, axes: Axes |
     few = len(made.counts) <= MANY_POINTS
     (_draw_each if few else _draw_bands)(axes, made)
     scale_counts(axes, made.counts)
-    low, high = before.edges
-    for edge, label in ((low, f"few < {low:g}, many > {high:g}"), (high, None)):
-        axes.axvline(edge, color=BEFORE, linestyle=":", linewidth=1, label=label)
-    axes.set(ylabel=f"accuracy of the class on {split} (%)", ylim=(-3, 103))
+    axes.set(ylabel=f"accuracy of the class on {split} (%)", ylim=(-3, 112), yticks=range(0, 101, 20))
+    _draw_groups(axes, before.edges)
     return headed(axes, "each class before and after" if few else "classes before and after: medians, middle halves")
 
 
 def _draw_each(axes: Axes, made: Arrows) -> None:
+    """From a ring an arrow up or down; a class that stays has its ring alone."""
     old, new = ([100 * value for value in values] for values in (made.before, made.after))
-    axes.vlines(made.counts, old, new, color=FAINT, linewidth=1.5)
-    axes.scatter(made.counts, old, color=BEFORE, label="before", zorder=3)
-    axes.scatter(made.counts, new, color=AFTER, marker="D", s=25, label="after", zorder=3)
+    rose, fell = ([k for k in range(len(old)) if sign * (new[k] - old[k]) > 0] for sign in (1, -1))
+    for moved, color in ((rose, AFTER), (fell, WORSE)):
+        at, start, end = ([values[k] for k in moved] for values in (made.counts, old, new))
+        axes.vlines(at, start, end, color=color, linewidth=1.5)
+    axes.scatter(made.counts, old, facecolors="none", edgecolors=BEFORE, label="before", zorder=3)
+    for moved, color, marker, label in ((rose, AFTER, "^", "after, better"), (fell, WORSE, "v", "after, worse")):
+        axes.scatter(
+            [made.counts[k] for k in moved], [new[k] for k in moved], color=color, marker=marker, label=label, zorder=4
+        )
+
+
+def _draw_groups(axes: Axes, edges: tuple[float, float]) -> None:
+    """Bands of the few-shot and the many-shot classes, and the names of the groups in what is visible of them."""
+    left, right = axes.get_xlim()
+    low, high = edges
+    scale = axes.xaxis.get_transform()
+    for name, start, end in ((f"few < {low:g}", left, low), ("medium", low, high), (f"many > {high:g}", high, right)):
+        start, end = max(start, left), min(end, right)
+        if start >= end:
+            continue
+        if name != "medium":
+            axes.axvspan(start, end, color=BEFORE, alpha=0.1, linewidth=0)
+        middle = scale.inverted().transform([scale.transform([start, end]).mean()])[0]
+        axes.text(middle, 105, name, ha="center", fontsize=9, clip_on=True)
 
 
 def _draw_bands(axes: Axes, made: Arrows) -> None:

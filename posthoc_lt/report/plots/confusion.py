@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.evaluation import Evaluation
-from posthoc_lt.report.plots.style import AFTER, BEFORE, LINES, headed, new_axes, printable
+from posthoc_lt.report.plots.style import AFTER, BEFORE, WORSE, headed, new_axes, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,10 +62,10 @@ def plot_confusion(
     axes = axes or new_axes()
     made = confusion_changes(before, after)[::-1]
     moved = [change.after - change.before for change in made]
-    axes.barh(range(len(made)), moved, color=[AFTER if change < 0 else LINES[1] for change in moved])
+    axes.barh(range(len(made)), moved, color=[AFTER if change < 0 else WORSE for change in moved])
     names = [f"{printable(classes[c.true])} → {printable(classes[c.predicted])}" for c in made]
     axes.set_yticks(range(len(made)), names)
     axes.axvline(0, color=BEFORE, linewidth=1)
     axes.locator_params(axis="x", integer=True)
-    axes.set(xlabel=f"change in the number of mistakes on {split} (true → predicted)")
+    axes.set(xlabel=f"change in their number on {split}")
     return headed(axes, "mistakes that went (left) and came (right)")

@@ -31,6 +31,12 @@ class Steps:
     plateau: tuple[float, float]
     interval: tuple[float, float] | None
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """What to draw: from the lowest knob to twice what is marked, or to the highest, if that is nearer."""
+        marked = max(self.chosen, self.plateau[1], *(self.interval or ()))
+        return self.edges[0], min(self.edges[-1], max(1.0, 2 * marked))
+
 
 def steps(choice: Choice) -> Steps:
     """The numbers of the τ plot.
@@ -63,5 +69,5 @@ def plot_curve(choice: Choice, metric: str, method: str, axes: Axes | None = Non
     axes.axvspan(*made.plateau, color=FAINT, alpha=0.3, linewidth=0, label="same validation result")
     axes.axvline(made.chosen, color=BEFORE, linestyle="--", label=f"chosen {made.chosen:.3g} ({choice.decided_by})")
     axes.set(xlabel=r"$\tau$" if knob == "tau" else knob, ylabel=f"{metric_name(metric)} on validation (%)")
-    axes.set_xlim(made.edges[0], made.edges[-1])
+    axes.set_xlim(*made.span)
     return headed(axes, f"{method}: exact validation curve")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from posthoc_lt.head import Head
 from posthoc_lt.report.plots.classes import band
-from posthoc_lt.report.plots.style import MANY_POINTS, colors, headed, new_axes, scale_counts
+from posthoc_lt.report.plots.style import MANY_POINTS, colors, emphasis, headed, new_axes, scale_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,8 +47,16 @@ def norms(heads: Mapping[str, Head], counts: Tensor) -> Norms:
     return Norms(counts.cpu().double()[order].tolist(), values, tuple(heads))
 
 
-def plot_norms(heads: Mapping[str, Head], counts: Tensor, axes: Axes | None = None) -> Axes:
+def plot_norms(
+    heads: Mapping[str, Head], counts: Tensor, axes: Axes | None = None, *, chosen: str | None = None
+) -> Axes:
     """Draw every head's weight norms against train counts; beyond 150 classes the median of twenty bins.
+
+    Args:
+        heads: by name, the untouched one first.
+        counts: (C,) train samples a class.
+        axes: where to draw; a new figure by default.
+        chosen: the name of the head to emphasise.
 
     Raises:
         PosthocError: matplotlib is missing.
@@ -57,12 +65,12 @@ def plot_norms(heads: Mapping[str, Head], counts: Tensor, axes: Axes | None = No
     axes = axes or new_axes()
     color = colors(made.names)
     for name, values in made.values.items():
-        style = "--" if name == "baseline" else "-"
+        style = emphasis(name, chosen)
         if len(made.counts) > MANY_POINTS:
             found = band(made.counts, values)
-            axes.plot(found.counts, found.middle, color=color[name], linestyle=style, label=name)
+            axes.plot(found.counts, found.middle, color=color[name], label=name, **style)
         else:
-            axes.plot(made.counts, values, color=color[name], linestyle=style, marker="o", markersize=3, label=name)
+            axes.plot(made.counts, values, color=color[name], marker="o", markersize=3, label=name, **style)
     scale_counts(axes, made.counts)
     axes.set(ylabel="norm of the class's weights / mean norm")
     return headed(axes, "weight norm against class size")

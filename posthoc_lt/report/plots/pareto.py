@@ -36,8 +36,13 @@ def frontiers(curves: Mapping[str, Sequence[Trade]], judged: Mapping[str, Evalua
     )
 
 
-def plot_pareto(made: Frontiers, axes: Axes | None = None) -> Axes:
-    """Draw every trade of many-shot against few-shot accuracy on validation, and the chosen heads among them.
+def plot_pareto(made: Frontiers, axes: Axes | None = None, *, chosen: str | None = None) -> Axes:
+    """Draw every trade of many-shot against few-shot accuracy on validation, and each method's head among them.
+
+    Args:
+        made: the numbers.
+        axes: where to draw; a new figure by default.
+        chosen: the name of the method whose point is filled.
 
     Raises:
         PosthocError: matplotlib is missing.
@@ -47,10 +52,11 @@ def plot_pareto(made: Frontiers, axes: Axes | None = None) -> Axes:
     for name, pairs in made.curves.items():
         heads, tails = ([100 * value for value in values] for values in zip(*pairs, strict=True))
         axes.step(heads, tails, where="post", color=color.get(name, BEFORE), linewidth=1.2, alpha=0.7)
-    # Hollow, since heads may lie on one point.
-    style: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.8, "markersize": 8, "linestyle": "none"}
+    style: dict[str, Any] = {"markeredgewidth": 1.8, "linestyle": "none"}
     for number, (name, (many, few)) in enumerate(made.points.items()):
         marker = "osD^vP*Xh<>"[number % 11]
-        axes.plot(100 * many, 100 * few, marker, color=color[name], label=name, **style)
+        # Hollow, since heads may lie on one point.
+        own: dict[str, Any] = {"markersize": 11} if name == chosen else {"markersize": 8, "markerfacecolor": "none"}
+        axes.plot(100 * many, 100 * few, marker, color=color[name], label=name, **style, **own)
     axes.set(xlabel="many-shot accuracy on validation (%)", ylabel="few-shot accuracy on validation (%)")
     return headed(axes, "what the head gives for what the tail gets")

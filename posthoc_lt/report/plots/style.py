@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from posthoc_lt.errors import PosthocError, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BEFORE, AFTER, FAINT = "#777777", "#0072b2", "#56b4e9"
-"""The untouched head, the rebalanced one, and what only accompanies them; from Okabe and Ito's palette."""
+BEFORE, AFTER, WORSE, FAINT = "#777777", "#0072b2", "#d55e00", "#56b4e9"
+"""The untouched head, the rebalanced one, what it loses, and what only accompanies; from Okabe and Ito's palette."""
 
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933", "#882255", "#44aa99", "#aa4499")
 """Colours of methods beside each other."""
@@ -24,6 +24,15 @@ def colors(names: Iterable[str]) -> dict[str, str]:
     """A colour for each method, the baseline's grey; the same in every plot of the same methods."""
     others = [name for name in names if name != "baseline"]
     return {"baseline": BEFORE, **{name: LINES[k % len(LINES)] for k, name in enumerate(others)}}
+
+
+def emphasis(name: str, chosen: str | None) -> dict[str, Any]:
+    """How strongly to draw one method among others: the untouched head dashed, the chosen one in front."""
+    if name == "baseline":
+        return {"linestyle": "--", "linewidth": 2, "zorder": 3}
+    return (
+        {"linewidth": 2.5, "zorder": 4} if name == chosen else {"linewidth": 1, "alpha": 1 if chosen is None else 0.5}
+    )
 
 
 def new_axes() -> Axes:
@@ -42,12 +51,23 @@ def new_axes() -> Axes:
 def headed(axes: Axes, title: str) -> Axes:
     """The legend above the axes, where it hides nothing, and the title above the legend."""
     labels = axes.get_legend_handles_labels()[1]
-    columns = 3 if len(labels) <= 6 else 4
+    figure = axes.get_figure(root=True)
+    columns = _columns([len(label) for label in labels], 11 * figure.get_figwidth() if figure else 0)
     if labels:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
     rows = -(-len(labels) // columns)
     axes.set_title(title, pad=10 + 18 * rows)
     return axes
+
+
+def _columns(lengths: list[int], room: float) -> int:
+    """In how many columns a legend of labels of these lengths fits into the room, in characters; four at most."""
+
+    def width(columns: int) -> int:
+        rows = -(-len(lengths) // columns)
+        return sum(max(lengths[start : start + rows]) + 5 for start in range(0, len(lengths), rows))
+
+    return next((columns for columns in (4, 3, 2) if lengths and width(columns) <= room), 1)
 
 
 def scale_counts(axes: Axes, counts: list[float]) -> None:
