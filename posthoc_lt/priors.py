@@ -64,6 +64,13 @@ class Shares:
         return self.source
 
 
+Prior: TypeAlias = Literal["counts", "uniform"] | Shares
+"""The class frequencies that logits hold: those of train, none, or others."""
+
+Target: TypeAlias = Literal["uniform", "train"] | Shares
+"""The class frequencies to be right under."""
+
+
 def log_prior(counts: Tensor, zero_count: ZeroCount = "refuse") -> Tensor:
     """Log class frequencies, ``log π_c = log(n_c / N)``.
 

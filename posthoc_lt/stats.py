@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.metrics import Tally, recall
+from posthoc_lt.metrics import Tally
 
 LEVEL = 0.95
 """The confidence level of every interval shown."""
 
-_PRIOR = 6.0
+_PRIOR = 3.0
 """Degrees of freedom that the pooled variance counts as beside those of the classes' own variances."""
 
 _PRIOR_SAMPLES = 6
@@ -47,41 +47,92 @@ class Paired:
         return self.low > 0 or self.high < 0
 
 
-def balanced_interval(tally: Tally, level: float = LEVEL, mask: Tensor | None = None) -> tuple[float, float]:
+def balanced_interval(
+    tally: Tally, level: float = LEVEL, weight: Tensor | None = None, counts: Tensor | None = None
+) -> tuple[float, float]:
     """Agresti and Coull's interval for the balanced accuracy p̄ and the number of samples that has its variance.
 
-    n' = p̄(1−p̄)/Var with Var = C⁻² Σ s_c²/n_c, s_c² = p_c(1−p_c)·n_c/(n_c−1), C the classes that have a sample:
-    the effective sample size of surveys (Korn and Graubard 1998, Survey Methodology 24; Franco 2019, J. Surv. Stat.
-    Methodol. 7). The interval (Agresti and Coull 1998, Am. Stat. 52) has the middle of Wilson's, is never narrower,
-    and fails less where nearly all predictions are right. Classes with a single sample show no variance of their own
-    and are collapsed into one stratum of m samples, s² their variance, which adds m·s² to the sum (Cochran 1977,
-    §5A.12).
+    n' = p̄(1−p̄)/Var with Var = Σ v_c² s_c²/n_c, s_c² = p_c(1−p_c)·n_c/(n_c−1), v_c = 1/C for the C classes that have
+    a sample: the effective sample size of surveys (Korn and Graubard 1998, Survey Methodology 24; Franco 2019, J. Surv.
+    Stat. Methodol. 7). The interval (Agresti and Coull 1998, Am. Stat. 52) has the middle of Wilson's, is never
+    narrower, and fails less where nearly all predictions are right.
 
-    A few samples, all right or all wrong, are not certain: each s² is drawn toward the pooled p̄(1−p̄), which
-    counts as 6 degrees of freedom in all, shared out as the 1/n_c (as m). So a lone single sample takes the
-    pooled variance, and when every prediction is right (or wrong) n' = C²/Σ(1/n_c). Where each class has one
-    sample nobody can tell how recalls vary between classes, and the interval is wide enough for alike ones.
+    Classes with a single sample show no variance of their own and are collapsed into one stratum (Cochran 1977,
+    §5A.12). Its m outcomes y, sorted by train counts, differ from their neighbours' by chance and by what recall
+    differs between classes of nearly equal size: s² = Σ(y_i − y_{i+1})²/(2(m−1)) (von Neumann 1941, Ann. Math. Stat.
+    12) is too much on average where recall does not follow class size, never too little.
+
+    A few samples, all right or all wrong, are not certain: each s² is drawn toward the pooled p̄(1−p̄), which counts as
+    3 degrees of freedom in all, shared out as the v_c²/n_c, and Var toward that of classes alike, p̄(1−p̄)·Σ v_c²/n_c,
+    which counts as one failure (or success, where these are fewer) beside those seen. So when every prediction is right
+    n' = 1/Σ(v_c²/n_c).
 
     Args:
         tally: the counts by class.
         level: between 0 and 1.
-        mask: (C,) bool, the classes of a group; all by default.
+        weight: (C,) >= 0, how much each class counts, such as the mask of a group; all alike by default.
+        counts: (C,) **train** samples, which sort the classes; they stay in their own order by default.
 
     Raises:
-        PosthocError: no class of the group has a sample, or the level is not between 0 and 1.
+        PosthocError: no class that counts has a sample, or the level is not between 0 and 1.
 
     >>> ten = torch.tensor([10, 10])
     >>> low, high = balanced_interval(Tally(right=torch.tensor([5, 9]), actual=ten, predicted=ten))
     >>> round(low, 3), round(high, 3)
-    (0.487, 0.852)
+    (0.487, 0.853)
     """
-    members = _members(tally.actual, mask)
-    share = recall(tally)[members]
-    mean, (weight, freedom, variance) = float(share.mean()), _strata(tally.actual[members].double(), share)
-    pooled, prior = mean * (1 - mean), _PRIOR * weight / weight.sum()
-    relative = variance / pooled if pooled else torch.ones_like(variance)
-    drawn = (freedom * relative + prior) / (freedom + prior)
-    return _agresti_coull(mean, len(share) ** 2 / float((weight * drawn).sum()), level)
+    right = tally.right.double()
+    return _interval(tally.actual, right, right, level, weight, counts)
+
+
+def mean_interval(
+    labels: Tensor,
+    worth: Tensor,
+    classes: int,
+    level: float = LEVEL,
+    weight: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> tuple[float, float]:
+    """`balanced_interval` for what predictions are worth, anything from 0 to 1, of the mean μ = Σ v_c μ_c.
+
+    s_c² and the pooled variance are then those of the worth, at most μ(1−μ), and n' = μ(1−μ)/Var as before.
+
+    Args:
+        labels: (N,) true classes, 0 … C-1.
+        worth: (N,) from 0 to 1, what each prediction is worth.
+        classes: C.
+        level, weight, counts: as for `balanced_interval`.
+
+    Raises:
+        PosthocError: no class that counts has a sample, or the level is not between 0 and 1.
+    """
+    worth = worth.double()
+    size = torch.bincount(labels, minlength=classes)
+    total, square = (torch.bincount(labels, weights=each, minlength=classes) for each in (worth, worth.square()))
+    return _interval(size, total, square, level, weight, counts)
+
+
+def _interval(
+    size: Tensor, total: Tensor, square: Tensor, level: float, weight: Tensor | None, counts: Tensor | None
+) -> tuple[float, float]:
+    """The interval from each class's samples, what they are worth in all, and the sum of its squares."""
+    shares = class_shares(size, weight)
+    members = shares.nonzero().flatten()
+    if counts is not None:
+        members = members[counts[members].argsort(stable=True)]
+    size, v = size[members].double(), shares[members]
+    share, square = total[members] / size, square[members] / size
+    mean, (spread, freedom, variance) = float((v * share).sum()), _strata(size, share, square, v)
+    most = mean * (1 - mean)
+    pooled = float((v * square).sum()) - mean**2
+    if pooled < 1e-12:  # all worth the same: as uncertain as right and wrong
+        pooled, variance = most, torch.full_like(variance, most)
+    prior = _PRIOR * spread / spread.sum()
+    own = float((spread * (freedom * variance + prior * pooled) / (freedom + prior)).sum())
+    alike = float(spread.sum())
+    seen = min(mean, 1 - mean) / alike
+    samples = most * (seen + 1) / (seen * own + alike * pooled) if most else 1 / alike
+    return _agresti_coull(mean, samples, level)
 
 
 def accuracy_interval(tally: Tally, level: float = LEVEL) -> tuple[float, float]:
@@ -90,28 +141,28 @@ def accuracy_interval(tally: Tally, level: float = LEVEL) -> tuple[float, float]
     Raises:
         PosthocError: there is no sample, or the level is not between 0 and 1.
     """
-    _members(tally.actual, None)
+    class_shares(tally.actual, None)
     return _wilson(int(tally.right.sum()) / tally.total, tally.total, level)
 
 
 def paired(
     labels: Tensor,
-    right_a: Tensor,
-    right_b: Tensor,
+    a: Tensor,
+    b: Tensor,
     classes: int,
-    mask: Tensor | None = None,
+    weight: Tensor | None = None,
     level: float = LEVEL,
 ) -> Paired:
     """The balanced accuracy of b minus that of a, from the samples on which they disagree.
 
-    δ = g − l: g is the mean over the C classes that have a sample of the shares that b alone predicts right,
-    l of those that a alone does. The interval is the score interval for paired proportions (Tango 1998, Statistics in
-    Medicine 17) of g, l and the effective sample size n' = (g+l)/Var, Var = C⁻² Σ s_c/n_c with s_c the share of class
-    c on which they disagree. Where all n_c are equal n' is the number of samples; else a class of a few samples
-    without a disagreement is not certain: s_c is drawn toward a pooled share by six samples. That is the larger of
-    the mean s_c and the mean weighted by 1/n_c, with one disagreement in two samples added to C²/Σ(1/n_c). n'
-    stays within C times the smallest and the largest n_c, as it does for any s_c. Where nothing disagrees it is
-    C²/Σ(1/n_c).
+    δ = g − l: g is the mean, v_c = 1/C, over the C classes that have a sample of the shares that b alone predicts
+    right, l of those that a alone does. The interval is the score interval for paired proportions (Tango 1998,
+    Statistics in Medicine 17) of g, l and the effective sample size n' = (g+l)/Var, Var = Σ v_c² s_c/n_c with s_c the
+    share of class c on which they disagree. Where all n_c are equal n' is the number of samples; else a class of a few
+    samples without a disagreement is not certain: s_c is drawn toward a pooled share by six samples, the larger of the
+    means weighted by v_c and by v_c²/n_c, and half a disagreement more is reckoned with, of the weight w that one has
+    on average in the variance: Var + w²/2, w = Σ(v_c³ s_c/n_c²)/Σ(v_c² s_c/n_c). n' stays within the smallest and the
+    largest n_c/v_c, as it does for any s_c. Where nothing disagrees it is 1/Σ(v_c²/n_c).
 
     p is that of the interval's score at 0, z² = n'δ²/(g+l): McNemar's test where all n_c are equal. With up to 16
     disagreements, for which the normal law is too rough, it is no smaller than the mid-p share of their 2^m sign
@@ -119,53 +170,59 @@ def paired(
     Laake 2013, BMC Med. Res. Methodol. 13, for equal n_c). Where p does not reject 0 the interval is stretched to
     hold it.
 
+    Where predictions are worth anything from 0 to 1 and differ by d, s_c is the mean of d² and g, l are those that give
+    this mean and δ, in units of the largest |d|.
+
     Args:
         labels: (N,) true classes, 0 … C-1.
-        right_a, right_b: (N,) whether a, and b, predicted the sample right.
+        a, b: (N,) whether a, and b, predicted the sample right, or what their predictions are worth, from 0 to 1.
         classes: C.
-        mask: (C,) bool, the classes of a group; all by default.
+        weight: (C,) >= 0, how much each class counts, such as the mask of a group; all alike by default.
         level: of the interval, between 0 and 1.
 
     Raises:
-        PosthocError: lengths differ, no class of the group has a sample, or the level is not between 0 and 1.
+        PosthocError: lengths differ, no class that counts has a sample, or the level is not between 0 and 1.
 
     >>> better = paired(torch.tensor([0, 0, 1, 1]), torch.tensor([1, 0, 0, 0]), torch.tensor([1, 1, 1, 0]), 2)
     >>> better.delta, better.clear
     (0.5, False)
     """
-    if not labels.shape == right_a.shape == right_b.shape:
+    if not labels.shape == a.shape == b.shape:
         raise PosthocError(
-            f"{len(labels)} labels for {len(right_a)} and {len(right_b)} outcomes",
+            f"{len(labels)} labels for {len(a)} and {len(b)} outcomes",
             "two sets of predictions on the same samples",
             "evaluate both heads on the same split",
         )
-    size = torch.bincount(labels, minlength=classes)
-    members = _members(size, mask)
-    size = size[members].double()
-    sides = (right_b.bool() & ~right_a.bool(), right_a.bool() & ~right_b.bool())
-    better, worse = (torch.bincount(labels[side], minlength=classes)[members] for side in sides)
-    gain, loss = (float((side / size).mean()) for side in (better, worse))
-    delta, samples = gain - loss, _effective_samples(better + worse, size)
-    p, disagreements = 1.0, int((better + worse).sum())
-    if disagreements:
-        p = _two_sided(delta * math.sqrt(samples / (gain + loss)))
-    if 0 < disagreements <= _EXACT:
-        p = max(p, _sign_flips(torch.cat([(1 / size).repeat_interleave(better), (-1 / size).repeat_interleave(worse)])))
-    low, high = _score_interval(gain, loss, samples, _quantile(level))
-    return Paired(delta, low, high, p) if p < 1 - level else Paired(delta, min(low, 0.0), max(high, 0.0), p)
+    size, difference = torch.bincount(labels, minlength=classes), b.double() - a.double()
+    shares = class_shares(size, weight)
+    differ = (difference != 0) & (shares[labels] > 0)
+    labels, difference = labels[differ], difference[differ]
+    unit = float(difference.abs().max()) if len(difference) else 1.0
+    steps, members = (shares / size)[labels] * difference, shares > 0
+    net, square = (torch.bincount(labels, w, classes)[members].double() for w in (difference, difference.square()))
+    size, v, square = size[members].double(), shares[members], square / unit**2
+    delta, samples = float((v * net / size).sum()) / unit, _effective_samples(square, size, v)
+    apart = max(abs(delta), float((v * square / size).sum()))
+    p = _two_sided(delta * math.sqrt(samples / apart)) if apart else 1.0
+    if 0 < len(steps) <= _EXACT:
+        p = max(p, _sign_flips(steps))
+    low, high = _score_interval((apart + delta) / 2, (apart - delta) / 2, samples, _quantile(level))
+    if p >= 1 - level:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Paired(unit * delta, unit * low, unit * high, p)
 
 
-def _effective_samples(disagree: Tensor, size: Tensor) -> float:
-    """The n' of `paired`, from each class's disagreements and samples (C,)."""
-    share, classes = disagree / size, len(size)
-    alike = classes**2 / float((1 / size).sum())
+def _effective_samples(disagree: Tensor, size: Tensor, v: Tensor) -> float:
+    """The n' of `paired`, from each class's disagreements (or Σd²), samples and share in the figure, (C,)."""
+    share, spread = disagree / size, v.square() / size
     if not bool(disagree.any()):
-        return alike
-    pooled = max(float(share.mean()), float((share / size).sum() / (1 / size).sum()))
-    pooled = (pooled * alike + 1) / (alike + 2)
-    drawn = (disagree + _PRIOR_SAMPLES * pooled) / (size + _PRIOR_SAMPLES)
-    samples = classes**2 * float(share.mean()) / float((drawn / size).sum())
-    return min(max(samples, classes * float(size.min())), classes * float(size.max()))
+        return 1 / float(spread.sum())
+    mean = float((v * share).sum())
+    pooled = max(mean, float((share * spread).sum() / spread.sum()))
+    variance = spread * (disagree + _PRIOR_SAMPLES * pooled) / (size + _PRIOR_SAMPLES)
+    weight = float((variance * v / size).sum() / variance.sum())
+    samples = mean / (float(variance.sum()) + weight**2 / 2)
+    return min(max(samples, float((size / v).min())), float((size / v).max()))
 
 
 def _score_interval(gain: float, loss: float, samples: float, z: float) -> tuple[float, float]:
@@ -217,32 +274,37 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _members(size: Tensor, mask: Tensor | None) -> Tensor:
-    """The classes that have a sample, within the mask."""
-    members = size > 0 if mask is None else (size > 0) & mask
-    if not bool(members.any()):
+def class_shares(size: Tensor, weight: Tensor | None) -> Tensor:
+    """What each class (C,) counts in the figure: in proportion to `weight`, 0 without a sample, 1 in all."""
+    shares = (size > 0).double() if weight is None else (size > 0) * weight.double()
+    if not bool(shares.any()):
         raise PosthocError(
-            "a group of classes without a sample",
-            "at least one sample of one of its classes",
+            "classes without a sample",
+            "at least one sample of one of the classes that count",
             "leave the group out, or move its edges",
         )
-    return members
+    return shares / shares.sum()
 
 
-def _strata(size: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each stratum's weight in the sum of variances, its degrees of freedom and its unbiased variance s²."""
-    large, single = size > 1, share[size == 1]
-    weight, freedom, own = 1 / size[large], size[large] - 1, share[large]
-    variance = own * (1 - own) * size[large] / freedom
+def _strata(size: Tensor, share: Tensor, square: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each stratum's weight in the variance, its degrees of freedom and its unbiased variance s²."""
+    large, single, spread = size > 1, share[size == 1], v.square() / size
+    freedom = size[large] - 1
+    variance = (square - share.square())[large].clamp(min=0) * size[large] / freedom
     if not len(single):
-        return weight, freedom, variance
-    count = len(single)
-    collapsed = (count, count - 1, float(single.var(correction=min(1, count - 1))))
-    weight, freedom, variance = (
-        torch.cat([each, each.new_tensor([last])])
-        for each, last in zip((weight, freedom, variance), collapsed, strict=True)
+        return spread, freedom, variance
+    steps = len(single) - 1
+    # The degrees of freedom of a normal sample's: 1 for two, two in three for many.
+    collapsed = (
+        float(spread[~large].sum()),
+        2 * steps**2 / (3 * steps - 1),
+        float(single.diff().square().sum()) / (2 * max(steps, 1)),
     )
-    return weight, freedom, variance
+    spread, freedom, variance = (
+        torch.cat([each, each.new_tensor([last])])
+        for each, last in zip((spread[large], freedom, variance), collapsed, strict=True)
+    )
+    return spread, freedom, variance
 
 
 def _sign_flips(steps: Tensor) -> float:

@@ -129,6 +129,17 @@ def test_the_deployments_frequencies_are_found_from_unlabelled_samples() -> None
         deployment_prior(replace(features, val=None), Features(draw(TARGET, 50, 9).x))
 
 
+def test_the_interval_holds_what_few_validation_samples_leave_open() -> None:
+    """Twelve draws of 4 classes; by the chance in the deployment samples alone it would hold a third of the truths."""
+    held = 0
+    for seed in range(12):
+        found = deployment_prior(world(draw(UNIFORM, 40, 100 + seed)), Features(draw(TARGET, 1000, 200 + seed).x))
+        held += int(((found.low.numpy() <= TARGET) & (found.high.numpy() >= TARGET)).sum())
+    assert held >= 38
+    single = deployment_prior(world(draw(UNIFORM, 1, 1)), Features(draw(TARGET, 100, 9).x))
+    assert bool((single.low <= single.prior).all())
+
+
 def test_the_networks_own_frequencies_are_those_it_was_made_with() -> None:
     assert network_shares(world(draw(UNIFORM, 8000, 10))).values == pytest.approx(TRAIN, rel=0.15)
     with pytest.raises(PosthocError, match="take the train counts"):

@@ -118,6 +118,20 @@ def test_a_known_shift_is_recovered_within_its_interval() -> None:
     assert bool((narrow.high - narrow.low < 0.65 * (found.high - found.low)).all())
 
 
+def test_a_variance_of_its_own_widens_the_interval_by_its_equation() -> None:
+    """(ρ̂ − ρ)² = z²(A + ρ(1 − ρ)/N) at both ends; without the variance the same with a smaller A."""
+    world = Gaussians(4, 2.5)
+    x = torch.from_numpy(world.draw(TRUE, 400, np.random.default_rng(2))[0])
+    added = torch.tensor([0.0, 1e-4, 4e-4, 1e-3]).double()
+
+    def spread(variance: torch.Tensor | None) -> torch.Tensor:
+        found = estimate_prior(world.head, Features(x), world.log_prior, calibration=Given(), variance=variance)
+        ends = torch.stack([found.low, found.high])
+        return ((found.prior - ends) / 1.959963984540054).square() - ends * (1 - ends) / 400
+
+    assert (spread(added) - spread(None)).numpy() == pytest.approx(np.stack([added, added]), abs=1e-9)
+
+
 @pytest.mark.parametrize(("radius", "samples"), [(1.5, 300), (4.0, 80)])
 def test_intervals_cover(radius: float, samples: int) -> None:
     """200 draws of 4 classes: a class's 95% interval misses on 10 draws in the mean, on 22 once in 4000 times."""

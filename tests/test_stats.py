@@ -1,19 +1,17 @@
 from __future__ import annotations
 
+import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
-from fractions import Fraction
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import binom, binomtest, chi2
+from scipy.stats import binomtest
 
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.metrics import Tally
@@ -35,20 +33,40 @@ def slow_agresti_coull(share: float, samples: float) -> tuple[float, float]:
     return (0.0 if share == 0 else max(0.0, middle - reach)), (1.0 if share == 1 else min(1.0, middle + reach))
 
 
-def slow_interval(right: Sequence[int], actual: Sequence[int]) -> tuple[float, float]:
-    shares = [r / n for r, n in zip(right, actual, strict=True) if n]
-    mean = sum(shares) / len(shares)
-    strata = [(1 / n, n - 1, r * (n - r) / n / (n - 1)) for r, n in zip(right, actual, strict=True) if n > 1]
-    single = [r for r, n in zip(right, actual, strict=True) if n == 1]
+def slow_interval(
+    right: Sequence[int],
+    actual: Sequence[int],
+    train: Sequence[int] | None = None,
+    weight: Sequence[float] | None = None,
+) -> tuple[float, float]:
+    order = range(len(actual)) if train is None else sorted(range(len(actual)), key=lambda c: train[c])
+    weigh = [1.0] * len(actual) if weight is None else weight
+    sample = [(right[c], actual[c], weigh[c]) for c in order if actual[c] and weigh[c]]
+    total = sum(v for _, _, v in sample)
+    sample = [(r, n, v / total) for r, n, v in sample]
+    mean = sum(v * r / n for r, n, v in sample)
+    strata = [(v * v / n, float(n - 1), r * (n - r) / n / (n - 1)) for r, n, v in sample if n > 1]
+    single, squares = [r for r, n, _ in sample if n == 1], sum(v * v for _, n, v in sample if n == 1)
     if len(single) > 1:
-        strata.append((len(single), len(single) - 1, float(np.var(single, ddof=1))))
+        between = [(one - other) ** 2 / 2 for one, other in itertools.pairwise(single)]
+        # The freedom of a mean square successive difference is twice its squared mean over its variance.
+        strata.append((squares, freedom_of_differences(len(single)), sum(between) / len(between)))
     elif single:
-        strata.append((1, 0, 0.0))
-    total, variance = sum(weight for weight, _, _ in strata), 0.0
-    for weight, freedom, own in strata:
-        prior = 6 * weight / total
-        variance += weight * (freedom * own + prior * mean * (1 - mean)) / (freedom + prior)
-    return slow_agresti_coull(mean, len(shares) ** 2 * mean * (1 - mean) / variance)
+        strata.append((squares, 0, 0.0))
+    alike, variance = sum(spread for spread, _, _ in strata), 0.0
+    for spread, freedom, own in strata:
+        prior = 3 * spread / alike
+        variance += spread * (freedom * own + prior * mean * (1 - mean)) / (freedom + prior)
+    failures = min(mean, 1 - mean) / alike
+    variance = (failures * variance + 1 * mean * (1 - mean) * alike) / (failures + 1)
+    return slow_agresti_coull(mean, mean * (1 - mean) / variance)
+
+
+def freedom_of_differences(count: int) -> float:
+    """Of Σ(y_i − y_{i+1})² of normal y: a quadratic form yᵀAy has mean tr A and variance 2 tr A²."""
+    step = np.diff(np.eye(count), axis=0)
+    form = step.T @ step
+    return float(np.trace(form) ** 2 / np.trace(form @ form))
 
 
 @st.composite
@@ -66,15 +84,27 @@ def test_balanced_interval_is_its_formula(sample: tuple[list[int], list[int]]) -
 
 
 @settings(deadline=None)
+@given(counts(), st.randoms(use_true_random=False))
+def test_train_counts_sort_the_classes(sample: tuple[list[int], list[int]], random: Random) -> None:
+    right, actual = sample
+    train = random.sample(range(100), len(actual))
+    found = balanced_interval(of(right, actual), counts=torch.tensor(train))
+    assert found == pytest.approx(slow_interval(right, actual, train), abs=1e-12)
+
+
+@settings(deadline=None)
 @given(counts(), st.data())
-def test_a_masked_interval_is_that_of_its_classes_alone(
+def test_weights_and_masks_say_how_much_a_class_counts(
     sample: tuple[list[int], list[int]], data: st.DataObject
 ) -> None:
     right, actual = sample
-    mask = [*(data.draw(st.booleans()) for _ in actual[:-1]), True]
-    inside = [i for i, member in enumerate(mask) if member]
-    alone = slow_interval([right[i] for i in inside], [actual[i] for i in inside])
-    assert balanced_interval(of(right, actual), mask=torch.tensor(mask)) == pytest.approx(alone, abs=1e-12)
+    weight = [*(data.draw(st.integers(0, 3)) for _ in actual[:-1]), 2]
+    found = balanced_interval(of(right, actual), weight=torch.tensor(weight))
+    assert found == pytest.approx(slow_interval(right, actual, weight=weight), abs=1e-12)
+    inside = [c for c, each in enumerate(weight) if each]
+    alone = slow_interval([right[c] for c in inside], [actual[c] for c in inside])
+    mask = torch.tensor(weight) > 0
+    assert balanced_interval(of(right, actual), weight=mask) == pytest.approx(alone, abs=1e-12)
 
 
 @settings(deadline=None)
@@ -132,6 +162,18 @@ def test_balanced_interval_covers_single_samples_of_classes_alike() -> None:
     assert 0.935 <= coverage(np.full(100, 0.8), np.ones(100, dtype=np.int64)) <= 0.975
 
 
+@pytest.mark.parametrize("recalls", [np.repeat([0.9, 0.0], 50), np.linspace(0.95, 0.2, 100)])
+def test_balanced_interval_covers_single_samples_of_classes_whose_recall_follows_their_size(
+    recalls: NDArray[np.float64],
+) -> None:
+    """Without the order of the classes the first is always held, by an interval twice as wide."""
+    assert 0.935 <= coverage(recalls, np.ones(100, dtype=np.int64)) <= 0.98
+
+
+def test_balanced_interval_covers_nearly_perfect_classes_on_a_long_tailed_test() -> None:
+    assert 0.93 <= coverage(np.full(100, 0.99), np.logspace(2, 0, 100).round().astype(np.int64)) <= 0.99
+
+
 @pytest.mark.parametrize(("many", "one"), [(0.95, 0.25), (0.99, 0.5), (0.4, 0.9)])
 def test_balanced_interval_covers_where_single_samples_are_of_other_classes(many: float, one: float) -> None:
     """They show their own variance between them; that of all classes would be too small, or far too large."""
@@ -172,179 +214,6 @@ def test_accuracy_interval_is_scipys_wilson(total: int, data: st.DataObject) -> 
     assert found == pytest.approx((peer.low, peer.high), abs=1e-12)
 
 
-def slow_paired(labels: list[int], a: list[bool], b: list[bool], group: set[int]) -> tuple[float, ...]:
-    """δ, p and the interval: from the definitions, in fractions, with the likelihood maximised by search."""
-    inside = [i for i, y in enumerate(labels) if y in group]
-    present = {labels[i] for i in inside}
-    steps = [Fraction(b[i] - a[i], len(present) * labels.count(labels[i])) for i in inside if a[i] != b[i]]
-    delta, n = sum(steps, Fraction(0)), slow_samples(labels, a, b, present)
-    gain, loss = (float(sum((s for s in steps if s * sign > 0), Fraction(0))) * sign for sign in (1, -1))
-    p = 1.0 if not steps else math.erfc(abs(delta) * math.sqrt(n / (gain + loss) / 2))
-    if 0 < len(steps) <= 16:
-        law = Counter([Fraction(0)])  # the sum's, over all 2^m patterns of signs
-        for step in steps:
-            law = Counter({v: law[v - step] + law[v + step] for w in law for v in (w + step, w - step)})
-        beyond = sum(count for v, count in law.items() if abs(v) > abs(delta))
-        ties = sum(count for v, count in law.items() if abs(v) == abs(delta))
-        p = max(p, (beyond + ties / 2) / 2 ** len(steps))
-    ends = [slow_end(gain, loss, n, outside) for outside in (-1.0, 1.0)]
-    return float(delta), p, min(ends[0], 0.0) if p >= 0.05 else ends[0], max(ends[1], 0.0) if p >= 0.05 else ends[1]
-
-
-def slow_samples(labels: list[int], a: list[bool], b: list[bool], present: set[int]) -> float:
-    """The number of samples that has the variance of δ; see `paired`."""
-    size = {c: labels.count(c) for c in present}
-    share = {c: Fraction(sum(a[i] != b[i] for i, y in enumerate(labels) if y == c), size[c]) for c in present}
-    alike, mean = len(present) ** 2 / sum(Fraction(1, n) for n in size.values()), sum(share.values()) / len(present)
-    if not mean:
-        return float(alike)
-    pooled = max(mean, sum(share[c] / size[c] for c in present) / sum(Fraction(1, n) for n in size.values()))
-    pooled = (pooled * alike + 1) / (alike + 2)
-    variance = sum((share[c] * size[c] + 6 * pooled) / (size[c] + 6) / size[c] for c in present) / len(present) ** 2
-    bounds = (len(present) * min(size.values()), len(present) * max(size.values()))
-    return float(min(max(mean / variance, bounds[0]), bounds[1]))
-
-
-def slow_end(gain: float, loss: float, n: float, outside: float) -> float:
-    """Where the score test of δ = d, its variance (2q + d(1 − d))/n at the likeliest share q of losses, reaches z."""
-
-    def score(d: float) -> float:
-        q = Polynomial([0, 1])
-        # The slope of gain·log(q + d) + loss·log q + (1 − gain − loss)·log(1 − 2q − d), times all three.
-        slope = (gain * q + loss * (q + d)) * (1 - d - 2 * q) - 2 * (1 - gain - loss) * q * (q + d)
-        likeliest = max(0.0, -d, *slope.roots().real)
-        return float(n * (gain - loss - d) ** 2 - Z * Z * (2 * likeliest + d * (1 - d)))
-
-    edge = outside * (1 - 1e-12)
-    inside = gain - loss + 1e-9 * (edge - gain + loss)  # at δ = ±1 the score is 0 / 0
-    return outside if score(edge) <= 0 else float(brentq(score, inside, edge, xtol=1e-14))
-
-
-outcomes = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=40)
-
-
-@settings(deadline=None)
-@given(outcomes, st.booleans())
-def test_paired_difference_is_its_formula(sample: list[tuple[int, bool, bool]], tail: bool) -> None:
-    labels, a, b = (list(column) for column in zip(*[*sample, (4, True, False)], strict=True))
-    mask = torch.tensor([False, False, False, True, True]) if tail else None
-    found = paired(torch.tensor(labels), torch.tensor(a), torch.tensor(b), 5, mask)
-    slow = slow_paired(labels, a, b, {3, 4} if tail else set(range(5)))
-    assert (found.delta, found.p, found.low, found.high) == pytest.approx(
-        slow, abs=1e-7
-    )  # a double root costs half the digits
-
-
-@settings(deadline=None)
-@given(outcomes)
-def test_paired_difference_turns_its_sign_with_its_sides_and_not_with_the_order(
-    sample: list[tuple[int, bool, bool]],
-) -> None:
-    labels, a, b = (torch.tensor(column) for column in zip(*sample, strict=True))
-    there, back = paired(labels, a, b, 5), paired(labels, b, a, 5)
-    assert (back.delta, back.low, back.high) == pytest.approx((-there.delta, -there.high, -there.low))
-    assert back.p == pytest.approx(there.p)
-    turned = paired(4 - labels.flip(0), a.flip(0), b.flip(0), 5)
-    assert (turned.delta, turned.low, turned.high) == pytest.approx((there.delta, there.low, there.high))
-
-
-@settings(deadline=None)
-@given(outcomes, st.floats(0.5, 0.99))
-def test_the_interval_holds_its_estimate_and_leaves_0_out_only_where_the_test_does(
-    sample: list[tuple[int, bool, bool]], level: float
-) -> None:
-    labels, a, b = (torch.tensor(column) for column in zip(*sample, strict=True))
-    found = paired(labels, a, b, 5, level=level)
-    assert -1 <= found.low <= found.delta <= found.high <= 1
-    assert found.low < found.high
-    assert found.clear <= (found.p < 1 - level + 1e-9)
-    assert found.clear >= (found.p < 1 - level - 1e-9)
-
-
-def test_paired_difference_on_equal_classes_is_mcnemars_test() -> None:
-    labels = torch.arange(4).repeat_interleave(50)
-    a, b = torch.zeros(200), torch.zeros(200)
-    b[:20], a[60:70] = 1, 1
-    assert paired(labels, a, b, 4).p == pytest.approx(chi2.sf((20 - 10) ** 2 / (20 + 10), 1), rel=1e-12)
-
-
-def test_the_published_example_of_paired_proportions() -> None:
-    """Airway hyper-responsiveness of 21 children, 1 and 7 of whom differ (Fagerland, Lydersen and Laake 2014)."""
-    labels = torch.zeros(21, dtype=torch.int64)
-    a, b = torch.zeros(21), torch.zeros(21)
-    b[0], a[1:8] = 1, 1
-    found = paired(labels, a, b, 1)
-    assert (found.low, found.high) == pytest.approx((-0.517, -0.026), abs=5e-4)
-    assert found.p == pytest.approx(0.039, abs=5e-4)
-
-
-@pytest.mark.parametrize(("better", "worse"), [(1, 0), (4, 0), (6, 0), (5, 1), (12, 4), (8, 6)])
-def test_few_disagreements_are_no_surer_than_the_mid_p_sign_test(better: int, worse: int) -> None:
-    labels = torch.arange(4).repeat_interleave(25)
-    a, b = torch.zeros(100), torch.zeros(100)
-    b[:better], a[40 : 40 + worse] = 1, 1
-    middle = binomtest(better, better + worse).pvalue - binom.pmf(better, better + worse, 0.5)
-    assert middle - 1e-12 <= paired(labels, a, b, 4).p <= middle + 0.06
-
-
-def test_without_a_disagreement_nothing_is_shown_to_differ() -> None:
-    """Three samples do not make certain: the interval is wide around 0."""
-    labels, right = torch.tensor([0, 1, 1]), torch.tensor([True, False, True])
-    same = paired(labels, right, right, 3)
-    assert (same.delta, same.p, same.clear) == (0, 1, False)
-    assert same.high == pytest.approx(-same.low)
-    assert 0.3 < same.high <= 1
-    # A disagreement outside the group is none of its business.
-    other = paired(labels, right, torch.tensor([False, False, True]), 3, torch.tensor([False, True, True]))
-    assert (other.delta, other.p) == (0, 1)
-
-
-def test_a_certain_gain_has_a_p_value_above_zero() -> None:
-    labels = torch.zeros(100, dtype=torch.int64)
-    gain = paired(labels, torch.zeros(100), torch.ones(100), 1)
-    assert gain.p == pytest.approx(chi2.sf(100, 1), rel=1e-9)
-    assert 0 < gain.p < 1e-20
-    assert gain.clear
-    assert gain.high == 1
-
-
-TAIL = (60, 40, 25, 15, 12, 10, 8, 8, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1)
-
-
-@pytest.mark.parametrize(("size", "redrawn"), [(TAIL, 1.0), (TAIL, 0.15), ((8,) * 10, 0.1), ((20,) * 10, 0.05)])
-def test_the_paired_test_errs_no_more_often_than_it_says(size: tuple[int, ...], redrawn: float) -> None:
-    """Two classifiers of the same quality that differ on a share of the samples, 2,000 draws."""
-    rng = np.random.default_rng(3)
-    labels = np.repeat(np.arange(len(size)), size)
-    share = rng.uniform(0.2, 0.9, len(size))[labels]
-    found = []
-    for _ in range(2000):
-        right_a = rng.random(labels.shape) < share
-        right_b = np.where(rng.random(labels.shape) < redrawn, rng.random(labels.shape) < share, right_a)
-        a, b = torch.from_numpy(right_a), torch.from_numpy(right_b)
-        found.append(paired(torch.from_numpy(labels), a, b, len(size)).p)
-    assert np.mean([p < 0.05 for p in found]) <= 0.06
-
-
-def test_a_real_difference_is_found_and_its_interval_covers() -> None:
-    rng = np.random.default_rng(3)
-    labels = np.repeat(np.arange(20), TAIL)
-    share = rng.uniform(0.2, 0.9, 20)[labels]
-    better = share + 0.5 * (1 - share)
-    truth = np.mean([(better - share)[labels == c].mean() for c in range(20)])
-    trials = [outcome(rng, labels, share, better) for _ in range(500)]
-    assert np.mean([low <= truth <= high for _, low, high in trials]) >= 0.94
-    assert np.mean([p < 0.05 for p, _, _ in trials]) >= 0.8
-
-
-def outcome(
-    rng: np.random.Generator, labels: NDArray[np.int64], a: NDArray[np.float64], b: NDArray[np.float64]
-) -> tuple[float, float, float]:
-    right_a, right_b = (torch.from_numpy(rng.random(share.shape) < share) for share in (a, b))
-    found = paired(torch.from_numpy(labels), right_a, right_b, 20)
-    return found.p, found.low, found.high
-
-
 def test_holm_by_hand() -> None:
     # Sorted .005 .01 .03 .04 times 4 3 2 1: .02 .03 .06 .04, and the last may not fall below .06.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -374,7 +243,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(PosthocError, match="without a sample"):
         paired(labels, right, right, 3, nothing)
     with pytest.raises(PosthocError, match="without a sample"):
-        balanced_interval(of([1, 1, 0], [2, 2, 0]), mask=nothing)
+        balanced_interval(of([1, 1, 0], [2, 2, 0]), weight=nothing)
     with pytest.raises(PosthocError, match="without a sample"):
         accuracy_interval(of([0, 0], [0, 0]))
     with pytest.raises(PosthocError, match="confidence level 95"):

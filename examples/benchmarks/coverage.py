@@ -39,6 +39,8 @@ SIMULATED: dict[str, Tensor] = {
     "100 at 0.99": torch.full((100,), 0.99),
     "100, half of them at 0": torch.tensor([0.9, 0.0]).repeat_interleave(50),
     "1000 from 0.9 to 0": torch.linspace(0.9, 0.0, 1000),
+    "1000 at 0.99": torch.full((1000,), 0.99),
+    "100 at 0.9, 0.1 by turns": torch.tensor([0.9, 0.1]).repeat(50),
 }
 """Recalls by class, the many-shot classes first."""
 
@@ -90,9 +92,10 @@ def share_covered(truth: float, intervals: Sequence[tuple[float, float]]) -> flo
 
 
 def cover_real(
-    name: str, size: int | str, people: Population, sizes: Tensor, few: Tensor, draws: int, rng: torch.Generator
+    name: str, size: int | str, people: Population, sizes: Tensor, counts: Tensor, draws: int, rng: torch.Generator
 ) -> Iterator[Cell]:
     """Coverage of every interval at one test size of a real population."""
+    few = group_classes(counts)["few"]
     a, b = people.recall
     samples, present = int(sizes.sum()), sizes > 0
     truths = {
@@ -107,12 +110,12 @@ def cover_real(
     for _ in range(draws):
         labels, right_a, right_b = people.draw(sizes, rng)
         adjusted, difference = count(labels, right_b, sizes), paired(labels, right_a, right_b, len(sizes))
-        found["balanced accuracy"].append(balanced_interval(count(labels, right_a, sizes)))
-        found["balanced accuracy, adjusted"].append(balanced_interval(adjusted))
+        found["balanced accuracy"].append(balanced_interval(count(labels, right_a, sizes), counts=counts))
+        found["balanced accuracy, adjusted"].append(balanced_interval(adjusted, counts=counts))
         found["accuracy, adjusted"].append(accuracy_interval(adjusted))
         found["paired difference"].append((difference.low, difference.high))
         if few.any():
-            found["few-shot, adjusted"].append(balanced_interval(adjusted, mask=few))
+            found["few-shot, adjusted"].append(balanced_interval(adjusted, weight=few, counts=counts))
     for figure, truth in truths.items():
         yield Cell(name, figure, size, samples, truth, share_covered(truth, found[figure]))
 
@@ -172,13 +175,12 @@ def measure(name: str, features: FeatureSet, draws: int, rng: torch.Generator) -
     adjusted = METHODS["logit-adjust"]().fit(features.head, Training(features.counts)).at(1.0)
     people = populate(features, pool, (features.head, adjusted))
     level = populate(features, pool, equals(features, pool))
-    few = group_classes(features.counts)["few"]
     intervals: list[Cell] = []
     tests: list[Cell] = []
     for size in SIZES:
         wanted = [size] * classes if isinstance(size, int) else long_tailed_sizes(features.counts, pool.counts(classes))
         sizes = torch.tensor(wanted)
-        intervals += cover_real(name, size, people, sizes, few, draws, rng)
+        intervals += cover_real(name, size, people, sizes, features.counts, draws, rng)
         gap = float((level.recall[1] - level.recall[0]).mean())
         for null, population, exchange in (("exchanged", people, True), ("equal", level, False)):
             found = rejected(population, sizes, exchange, draws, rng)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 import posthoc_lt
 from posthoc_lt.cli import options, output
 from posthoc_lt.cli.heads import open_head
+from posthoc_lt.cli.shares import Resolved, resolve
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.evaluation import Evaluation
 from posthoc_lt.evaluation import evaluate as evaluate_head
@@ -18,7 +20,8 @@ from posthoc_lt.features import FeatureSet
 from posthoc_lt.files import HEAD, SavedHead
 from posthoc_lt.head import Head
 from posthoc_lt.methods import DEFAULT_METHODS, METHODS
-from posthoc_lt.pipeline import Comparison, Result, as_features
+from posthoc_lt.methods.logit_adjust import LogitAdjust
+from posthoc_lt.pipeline import Result, as_features
 from posthoc_lt.pipeline.fit import CHOSEN_BY_VALIDATION
 from posthoc_lt.report import Row, Table
 
@@ -31,8 +34,35 @@ _methods = click.option(
 
 
 choosing = options.together(
-    options.features, _methods, options.metric, options.select, options.subject_to, options.class_weight, options.groups
+    options.features,
+    _methods,
+    options.metric,
+    options.select,
+    options.subject_to,
+    options.class_weight,
+    options.cost,
+    *options.PRIORS.values(),
+    options.groups,
 )
+"""What is compared, and what is chosen by."""
+
+
+def arguments(
+    features: Path,
+    methods: tuple[str, ...],
+    groups: tuple[float, float],
+    deploy_features: Path | None,
+    device: str,
+    quiet: bool,
+    **choice: Any,
+) -> tuple[Resolved, dict[str, Any]]:
+    """What `posthoc_lt.rebalance` takes, from these options' values; and the class frequencies among it, once told."""
+    cached = as_features(features, device=device)
+    named = {name: choice.pop(name) for name in ("prior", "target_prior", "zero_count")}
+    made = resolve(LogitAdjust, named, deploy_features, cached)
+    made.note(cached, quiet)
+    frequencies = {name: getattr(made.method, name) for name in named}
+    return made, {"source": cached, "methods": methods or None, "edges": groups, **choice, **frequencies}
 
 
 @click.command()
@@ -48,47 +78,33 @@ choosing = options.together(
 )
 def rebalance(
     features: Path,
-    methods: tuple[str, ...],
-    metric: str,
-    select: str,
-    subject_to: tuple[str, ...],
-    class_weight: tuple[float, ...] | None,
-    groups: tuple[float, float],
-    seed: int,
-    device: str,
+    deploy_features: Path | None,
     out: Path | None,
     force: bool,
     form: str,
     verbose: bool,
     quiet: bool,
+    **choice: Any,
 ) -> None:
     """Fit every method and take the one that validation supports; test only judges."""
     output.protect(out, HEAD, features)
-    result = posthoc_lt.rebalance(
-        features,
-        methods=methods or None,
-        metric=metric,
-        select=select,
-        subject_to=subject_to,
-        class_weight=class_weight,
-        edges=groups,
-        seed=seed,
-        device=device,
-    )
+    made, chosen_by = arguments(features, deploy_features=deploy_features, quiet=quiet, **choice)
+    result = posthoc_lt.rebalance(**chosen_by)
     for each in result.fitted:
         output.warn_unsolved(each, quiet)
     output.note_bias(result.head, result.features, quiet)
     output.notes(result.notes, quiet)
-    opening = output.preamble({"features": features}) if form == "json" else {}
+    opening = output.preamble({"features": features, "deploy_features": deploy_features}) if form == "json" else {}
     if out is not None:
         result.save(out, force)
     if form == "json":
-        output.print_json({**opening, **_record(result, verbose), "head": None if out is None else str(out)})
+        record = {**_record(result, verbose), **made.record()}
+        output.print_json({**opening, **record, "head": None if out is None else str(out)})
         return
     output.print_table(result.comparison, form, verbose)
     if form == "table":
         output.say(f"\n{result.reason}\n{result.verdict}")
-    _note_skipped(result, quiet)
+    output.note_skipped(result, quiet)
     if out is not None:
         output.note(f"Wrote {out}", quiet)
 
@@ -108,11 +124,6 @@ def _record(result: Result, verbose: bool) -> dict[str, object]:
     }
 
 
-def _note_skipped(found: Comparison, quiet: bool) -> None:
-    for name, reason in found.skipped.items():
-        output.note(f"Left out {name}: {reason}", quiet)
-
-
 @click.command()
 @options.together(
     choosing,
@@ -121,30 +132,10 @@ def _note_skipped(found: Comparison, quiet: bool) -> None:
     options.verbose,
     options.quiet,
 )
-def compare(
-    features: Path,
-    methods: tuple[str, ...],
-    metric: str,
-    select: str,
-    subject_to: tuple[str, ...],
-    class_weight: tuple[float, ...] | None,
-    groups: tuple[float, float],
-    device: str,
-    form: str,
-    verbose: bool,
-    quiet: bool,
-) -> None:
+def compare(features: Path, deploy_features: Path | None, form: str, verbose: bool, quiet: bool, **choice: Any) -> None:
     """Fit every method, choose each one's knob on validation, and set them side by side."""
-    found = posthoc_lt.compare(
-        features,
-        methods=methods or None,
-        metric=metric,
-        select=select,
-        subject_to=subject_to,
-        class_weight=class_weight,
-        edges=groups,
-        device=device,
-    )
+    made, chosen_by = arguments(features, deploy_features=deploy_features, quiet=quiet, **choice)
+    found = posthoc_lt.compare(**chosen_by)
     for each in found.fitted:
         output.warn_unsolved(each, quiet)
     output.notes(found.notes, quiet)
@@ -154,10 +145,11 @@ def compare(
             "skipped": dict(found.skipped),
             "table": found.comparison.records(verbose),
         }
-        output.print_json({**output.preamble({"features": features}), **table})
+        opening = output.preamble({"features": features, "deploy_features": deploy_features})
+        output.print_json({**opening, **table, **made.record()})
     else:
         output.print_table(found.comparison, form, verbose)
-        _note_skipped(found, quiet)
+        output.note_skipped(found, quiet)
 
 
 @click.command()

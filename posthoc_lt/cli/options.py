@@ -36,6 +36,7 @@ METRICS = (
     "balanced-accuracy",
     "accuracy",
     "weighted-accuracy",
+    "utility",
     "macro-f1",
     "g-mean",
     "harmonic-mean",
@@ -101,6 +102,32 @@ def read_weights(text: str) -> tuple[float, ...]:
             f"{show(text)}, which is no list of numbers ({show(error)})",
             "a file of one number >= 0 a class, in the order of the class folders",
             "correct --class-weight",
+        ) from None
+
+
+def read_costs(text: str) -> tuple[tuple[float, ...], ...]:
+    """A cost matrix from a file: a row a true class, a column a predicted one.
+
+    Raises:
+        PosthocError: the file cannot be read, or holds something else.
+    """
+    from posthoc_lt.files.arrays import read_arrays  # here, so that help costs no torch
+    from posthoc_lt.files.text import read_text
+
+    if (context := click.get_current_context(silent=True)) is not None:
+        context.meta.setdefault(READ, []).append(text)
+    path = Path(text)
+    try:
+        if path.suffix.lower() == ".npy":
+            (rows,) = (array.tolist() for array in read_arrays(path).values())
+        else:
+            rows = [line.replace(",", " ").split() for line in read_text(path).splitlines() if line.strip()]
+        return tuple(tuple(float(word) for word in row) for row in rows)
+    except (OSError, TypeError, ValueError) as error:
+        raise PosthocError(
+            f"{show(text)}, which is no matrix of numbers ({show(error)})",
+            "a .npy file, or text with a line a true class and a number a predicted class",
+            "correct --cost",
         ) from None
 
 
@@ -184,6 +211,14 @@ class_weight = click.option(
     default=None,
     help="How much each class counts in weighted-accuracy: a file of one number >= 0 a class.",
 )
+cost = click.option(
+    "--cost",
+    type=read_costs,
+    metavar="FILE",
+    default=None,
+    help="What mistakes cost, for utility = 1 - mean cost/highest cost: a .npy file, or one of a line of numbers >= 0 "
+    "a true class, one number a predicted class.",
+)
 select = click.option(
     "--select",
     type=click.Choice(["guarded", "nll", "metric", "cross-fit"]),
@@ -210,7 +245,19 @@ groups = click.option(
     help="Train counts: few is below the first, many above the second.",
 )
 verbose = click.option("-v", "--verbose", is_flag=True, help="Add the figures of every class.")
-quiet = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on standard error.")
+
+
+def _silence(context: click.Context, _: click.Parameter, value: bool) -> bool:
+    if value:
+        from posthoc_lt.progress import silence
+
+        context.with_resource(silence())
+    return value
+
+
+quiet = click.option(
+    "-q", "--quiet", is_flag=True, callback=_silence, help="No progress and no notes on standard error."
+)
 
 prior = click.option(
     "--prior",

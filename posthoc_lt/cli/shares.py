@@ -137,8 +137,8 @@ def describe(found: EstimatedPrior, classes: tuple[str, ...]) -> str:
     lost = int((~found.identifiable).sum())
     unknown = f"; {lost} classes cannot be told apart and come from the regularisation" if lost else ""
     return (
-        f"Class frequencies estimated by EM from {found.samples} unlabelled samples, percent [95% interval, for "
-        f"calibrated posteriors]: {shares}{more}{unknown}."
+        f"Class frequencies estimated by EM from {found.samples} unlabelled samples, percent [95% interval]: "
+        f"{shares}{more}{unknown}."
     )
 
 

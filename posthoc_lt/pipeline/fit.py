@@ -18,7 +18,8 @@ from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import EDGES, group_classes
 from posthoc_lt.pipeline.source import Source, as_features
 from posthoc_lt.report import Row
-from posthoc_lt.search import BOUNDS, WEIGHTED, Choice, Constraint, Goal, choose, match_prior, misses
+from posthoc_lt.search import BOUNDS, UTILITY, WEIGHTED, Choice, Constraint, Goal, choose, match_prior, misses
+from posthoc_lt.yardstick import BALANCED, Yardstick
 
 CHOSEN_BY_VALIDATION = ("metric", "likelihood", "guard", "cross-fit")
 """What decides where validation labels do, whose figures then flatter."""
@@ -35,9 +36,11 @@ class Selection:
         edges: the lowest and the highest train count of the medium group.
         seed: of the folds that methods are ranked over, and of the halves that ``cross-fit`` chooses on.
         class_weight: how much each class counts in ``weighted-accuracy``, a number >= 0 a class.
+        cost: what each mistake costs in ``utility``, a row a true and a column a predicted class, numbers >= 0.
+        target: the class frequencies that heads are judged under, a number >= 0 a class; equal ones by default.
 
     Raises:
-        PosthocError: an unknown metric or rule, a constraint of another form, or class weights without a
+        PosthocError: an unknown metric or rule, a constraint of another form, or class weights or costs without a
             use or missing where they are wanted.
     """
 
@@ -47,6 +50,8 @@ class Selection:
     edges: tuple[float, float] = EDGES
     seed: int = 0
     class_weight: tuple[float, ...] | None = None
+    cost: tuple[tuple[float, ...], ...] | None = None
+    target: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         goal = self._goal()
@@ -56,50 +61,97 @@ class Selection:
                 "weighted-accuracy as the metric or in a floor",
                 "give --metric weighted-accuracy, or drop --class-weight",
             )
+        if self.cost is not None and not goal.costed:
+            raise PosthocError(
+                f"costs with --metric {self.metric}, which takes none",
+                "utility as the metric or in a floor",
+                "give --metric utility, or drop --cost",
+            )
 
     def goal(self, features: FeatureSet) -> Goal:
         """What a knob is chosen for on these features.
 
         Raises:
-            PosthocError: there are not as many class weights as classes.
+            PosthocError: there are not as many class weights, or rows of costs, as classes.
         """
-        if self.class_weight is not None and len(self.class_weight) != features.head.classes:
-            raise PosthocError(
-                f"{len(self.class_weight)} class weights for {features.head.classes} classes",
-                "one number a class, in their order",
-                "correct --class-weight",
-            )
-        return replace(self._goal(), groups=group_classes(features.counts, self.edges))
+        for what, option, given in (
+            ("class weights", "--class-weight", self.class_weight),
+            ("rows of costs", "--cost", self.cost),
+            ("frequencies", "--target-prior", self.target),
+        ):
+            if given is not None and len(given) != features.head.classes:
+                raise PosthocError(
+                    f"{len(given)} {what} for {features.head.classes} classes",
+                    "one a class, in their order",
+                    f"correct {option}",
+                )
+        goal = replace(self._goal(), groups=group_classes(features.counts, self.edges))
+        return goal if self.target is None else _under(goal, torch.tensor(self.target, dtype=torch.float64))
 
     def goal_of(self, method: Method, features: FeatureSet) -> Goal:
         """What a method's knob is chosen for: the goal, for the class frequencies that its heads are meant for.
 
-        Balanced accuracy is accuracy where all classes are equally frequent; for a method with a target of its own,
-        accuracy under that target stands in for it. Any other metric stays what was asked for.
+        Those are the method's own where the selection names none.
 
         Raises:
             PosthocError: class weights for a floor beside a target: a goal has one set of them.
         """
         goal, target = self.goal(features), method.target(features.training)
-        if target is None or goal.metric != "balanced-accuracy":
-            return goal
-        if goal.class_weight is not None:
-            raise PosthocError(
-                "class weights for a floor beside a target prior, whose accuracy would be chosen by",
-                "one of the two",
-                "give --metric weighted-accuracy to choose by the class weights, or leave out --class-weight",
-            )
-        return replace(goal, metric=WEIGHTED, class_weight=target.cpu())
+        return goal if target is None or self.target is not None else _under(goal, target.cpu())
+
+    @property
+    def yardstick(self) -> Yardstick:
+        """What heads are judged by, whatever chose them: utility where they are chosen by it, under the target."""
+        cost = None if self.cost is None or self.metric != UTILITY else _matrix(self.cost)
+        target = None if self.target is None else torch.tensor(self.target, dtype=torch.float64)
+        return BALANCED if cost is None and target is None else Yardstick(target, cost)
 
     def free(self) -> Selection:
         """The same without constraints."""
-        unused = self.metric != WEIGHTED
-        return replace(self, subject_to=(), class_weight=None if unused else self.class_weight)
+        weight = self.class_weight if self.metric == WEIGHTED else None
+        return replace(self, subject_to=(), class_weight=weight, cost=self.cost if self.metric == UTILITY else None)
 
     def _goal(self) -> Goal:
         weight = None if self.class_weight is None else torch.tensor(self.class_weight, dtype=torch.float64)
         floors = tuple(map(Constraint.parse, self.subject_to))
-        return Goal(self.metric, self.rule, floors, class_weight=weight, seed=self.seed)
+        cost = None if self.cost is None else _matrix(self.cost)
+        return Goal(self.metric, self.rule, floors, class_weight=weight, cost=cost, seed=self.seed)
+
+
+def _under(goal: Goal, target: Tensor) -> Goal:
+    """A goal for other class frequencies (C,).
+
+    Balanced accuracy is accuracy where all classes are equally frequent: accuracy under the target stands in for it,
+    and utility is that under the target. Any other metric stays what was asked for.
+
+    Raises:
+        PosthocError: the goal has class weights of its own.
+    """
+    if goal.metric not in ("balanced-accuracy", UTILITY):
+        return goal
+    if goal.class_weight is not None:
+        raise PosthocError(
+            "class weights beside a target prior, whose accuracy would be chosen by",
+            "one of the two",
+            "give --metric weighted-accuracy to choose by the class weights, or leave out --class-weight",
+        )
+    return replace(goal, metric=UTILITY if goal.metric == UTILITY else WEIGHTED, class_weight=target)
+
+
+def _matrix(cost: tuple[tuple[float, ...], ...]) -> Tensor:
+    if len({len(row) for row in cost}) > 1:
+        raise PosthocError("costs with rows of different lengths", "a row and a column a class", "correct --cost")
+    return torch.tensor(cost, dtype=torch.float64)
+
+
+def described(method: Method) -> str:
+    """The options of a method that differ from their defaults, such as ``bias=scale``, but for the knob."""
+    changed = (
+        f"{field.name}={getattr(method, field.name)}"
+        for field in fields(method)
+        if field.name != method.knob and getattr(method, field.name) != field.default is not MISSING
+    )
+    return ", ".join(changed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +172,7 @@ class Fitted:
     @property
     def options(self) -> str:
         """The options that differ from their defaults, such as ``bias=scale``; the knob has its own column."""
-        changed = (
-            f"{field.name}={getattr(self.method, field.name)}"
-            for field in fields(self.method)
-            if field.name != self.method.knob and getattr(self.method, field.name) != field.default is not MISSING
-        )
-        return ", ".join(changed)
+        return described(self.method)
 
     @property
     def label(self) -> str:
@@ -277,4 +324,4 @@ def _choose_without_labels(family: Line | Power | KeptBias, val: Features | None
 def _judge(head: Head, split: Features | None, features: FeatureSet, selection: Selection) -> Evaluation | None:
     if split is None or split.y is None or not len(split):
         return None
-    return evaluate(head, split, features.counts, selection.edges)
+    return evaluate(head, split, features.counts, selection.edges, selection.yardstick)

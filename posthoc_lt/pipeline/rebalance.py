@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -11,14 +12,19 @@ from torch import Tensor, nn
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.methods import DEFAULT_METHODS
+from posthoc_lt.methods.logit_adjust import LogitAdjust
 from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import EDGES
-from posthoc_lt.pipeline.fit import Fitted, Selection, fit, make
+from posthoc_lt.pipeline.fit import Fitted, Selection, described, fit, make
 from posthoc_lt.pipeline.result import Comparison, Procedure, Result
 from posthoc_lt.pipeline.source import Source, as_features
+from posthoc_lt.priors import Prior, Target, ZeroCount
+from posthoc_lt.progress import through
 from posthoc_lt.search import cross_fit, stratified_folds, value
 
 Methods: TypeAlias = "str | Sequence[str | Method | type[Method]] | None"
+
+_NAME = attrgetter("name")
 
 
 def compare(
@@ -32,6 +38,10 @@ def compare(
     select: str = "guarded",
     subject_to: str | Sequence[str] = (),
     class_weight: Iterable[float] | None = None,
+    cost: Iterable[Iterable[float]] | None = None,
+    prior: Prior = "counts",
+    target_prior: Target = "uniform",
+    zero_count: ZeroCount = "refuse",
     edges: tuple[float, float] = EDGES,
     device: str | torch.device = "auto",
 ) -> Comparison:
@@ -40,8 +50,10 @@ def compare(
     Arguments are those of `rebalance`.
     """
     features = as_features(source, train, val, test, device=device)
-    selection = Selection(metric, select, _floors(subject_to), edges, class_weight=_numbers(class_weight))
-    return _fit_all(features, methods, selection)
+    adjust = LogitAdjust(prior, target_prior, zero_count)
+    target = _target(adjust, features)
+    selection = Selection(metric, select, _floors(subject_to), edges, 0, _numbers(class_weight), _matrix(cost), target)
+    return _fit_all(features, _wanted(methods, adjust), selection, strict=methods is not None)
 
 
 def rebalance(
@@ -55,6 +67,10 @@ def rebalance(
     select: str = "guarded",
     subject_to: str | Sequence[str] = (),
     class_weight: Iterable[float] | None = None,
+    cost: Iterable[Iterable[float]] | None = None,
+    prior: Prior = "counts",
+    target_prior: Target = "uniform",
+    zero_count: ZeroCount = "refuse",
     edges: tuple[float, float] = EDGES,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -72,12 +88,20 @@ def rebalance(
         val: the validation split.
         test: the test split, which only judges.
         methods: names, or methods with options; by default all of `posthoc_lt.METHODS` whose `default` is set.
-        metric: what is chosen by: ``balanced-accuracy``, ``accuracy``, ``weighted-accuracy``, ``macro-f1``,
-            ``g-mean``, ``harmonic-mean``, ``worst-class``, ``many``, ``medium`` or ``few``. Under ``guarded`` the
-            likelihood leads and the metric only guards; ``select="metric"`` follows it fully.
+        metric: what is chosen by: ``balanced-accuracy``, ``accuracy``, ``weighted-accuracy``, ``utility``,
+            ``macro-f1``, ``g-mean``, ``harmonic-mean``, ``worst-class``, ``many``, ``medium`` or ``few``. Under
+            ``guarded`` the likelihood leads and the metric only guards; ``select="metric"`` follows it fully.
         select: ``guarded``, ``nll``, ``metric`` or ``cross-fit``, how a knob is chosen.
         subject_to: floors on validation, such as ``many>=0.60``; heads that miss one are not chosen.
         class_weight: how much each class counts in ``weighted-accuracy``, a number >= 0 a class.
+        cost: (C, C) what a sample of the row's class costs where it is predicted as the column's, numbers >= 0;
+            ``utility`` is 1 − mean cost/highest cost, and where it is chosen by, heads are judged by it.
+        prior: the class frequencies that logit adjustment takes off: ``counts``, ``uniform``, or `Shares`, such as
+            the network's own (`posthoc_lt.pipeline.deployment.network_shares`).
+        target_prior: the class frequencies to be right under: ``uniform``, ``train``, or `Shares`, such as a
+            deployment's (`posthoc_lt.pipeline.deployment.deployment_prior`). Logit adjustment aims at them, and every
+            head is chosen and judged by accuracy under them in place of balanced accuracy.
+        zero_count: a class without a train sample, in logit adjustment: ``refuse``, ``mask`` or ``smooth``.
         edges: the lowest and the highest train count of the medium group.
         seed: of the folds that methods are ranked over, and of the halves that ``cross-fit`` chooses on.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -86,10 +110,14 @@ def rebalance(
         PosthocError: the parts do not fit, there is nothing to choose on, or nothing meets the floors.
     """
     features = as_features(source, train, val, test, device=device)
-    selection = Selection(metric, select, _floors(subject_to), edges, seed, _numbers(class_weight))
-    found = _fit_all(features, methods, selection)
+    adjust = LogitAdjust(prior, target_prior, zero_count)
+    target = _target(adjust, features)
+    selection = Selection(
+        metric, select, _floors(subject_to), edges, seed, _numbers(class_weight), _matrix(cost), target
+    )
+    found = _fit_all(features, _wanted(methods, adjust), selection, strict=methods is not None)
     candidates = _candidates(found, selection)
-    predicted = [_cross_fitted(each, features, selection) for each in candidates]
+    predicted = [_cross_fitted(each, features, selection) for each in through(candidates, "judging", "methods", _NAME)]
     scores = [_figure(features, selection, row) for row in predicted]
     chosen = candidates[max(range(len(candidates)), key=scores.__getitem__)]
     return Result(
@@ -117,6 +145,47 @@ def _numbers(class_weight: Iterable[float] | None) -> tuple[float, ...] | None:
         ) from None
 
 
+def _matrix(cost: Iterable[Iterable[float]] | None) -> tuple[tuple[float, ...], ...] | None:
+    try:
+        return None if cost is None else tuple(tuple(map(float, row)) for row in cost)
+    except (TypeError, ValueError):
+        raise PosthocError(
+            f"cost {show(cost)}", "a row and a column of numbers >= 0 a class", "give such as cost=[[0, 1], [5, 0]]"
+        ) from None
+
+
+def _target(adjust: LogitAdjust, features: FeatureSet) -> tuple[float, ...] | None:
+    """The class frequencies that logit adjustment aims at, which all heads are then judged under."""
+    found = adjust.target(features.training)
+    return None if found is None else tuple(found.tolist())
+
+
+def _wanted(methods: Methods, adjust: LogitAdjust) -> list[Method]:
+    """The methods asked for, each once, after the baseline; logit adjustment without options of its own as `adjust`.
+
+    Raises:
+        PosthocError: `adjust` has a prior and is not among them, or two of them would have the same name.
+    """
+    asked = [methods] if isinstance(methods, str) else methods
+    wanted = [adjust if each == LogitAdjust() else each for each in map(make, asked or DEFAULT_METHODS)]
+    if adjust not in wanted and (adjust.prior, adjust.zero_count) != ("counts", "refuse"):
+        raise PosthocError(
+            "a prior, or what to do with a class without a train sample, but no logit adjustment",
+            f"{adjust.name} among the methods, which alone takes these",
+            f"add {adjust.name}, or leave them out",
+        )
+    wanted = [make("baseline"), *(each for each in dict.fromkeys(wanted) if each.name != "baseline")]
+    labels = [(each.name, described(each)) for each in wanted]
+    alike = next((label for label in labels if labels.count(label) > 1), None)
+    if alike is not None:
+        raise PosthocError(
+            f"two methods that a table would both call {alike[0]} ({show(alike[1])})",
+            "options that tell them apart",
+            "give the frequencies of each a name of their own: Shares(values, 'field')",
+        )
+    return wanted
+
+
 def _candidates(found: Comparison, selection: Selection) -> list[Fitted]:
     """What may be chosen: every head within the floors but the refit control; the untouched head too."""
     goal = selection.goal(found.features)
@@ -131,23 +200,22 @@ def _candidates(found: Comparison, selection: Selection) -> list[Fitted]:
     return within
 
 
-def _fit_all(features: FeatureSet, methods: Methods, selection: Selection) -> Comparison:
-    """Every method asked for after the baseline, and the reason for each that could not be fitted.
+def _fit_all(features: FeatureSet, wanted: list[Method], selection: Selection, strict: bool) -> Comparison:
+    """Every method wanted, and the reason for each that could not be fitted.
 
     A method asked for by name must fit; of the default ones, those that these features cannot carry
     (no train features, a class without samples, floors out of reach) are left out and said to be.
     Controls are there to compare with and held to no floor.
     """
-    asked = [methods] if isinstance(methods, str) else methods
-    wanted = list(dict.fromkeys(make(each) for each in (asked or DEFAULT_METHODS)))
-    wanted = [make("baseline"), *(each for each in wanted if each.name != "baseline")]
     if features.val is None or features.val.y is None or not len(features.val):
         raise PosthocError(
             "features without a labelled validation split",
             "validation samples, which the network was not trained on, to choose methods and knobs by",
             "extract again with a val/ folder, or fit one method with its knob set: posthoc-lt logit-adjust --tau 1.0",
         )
-    made = [(each, _attempt(each, features, selection, strict=asked is not None)) for each in wanted]
+    made = [
+        (each, _attempt(each, features, selection, strict)) for each in through(wanted, "fitting", "methods", _NAME)
+    ]
     return Comparison(
         features,
         tuple(each for _, each in made if isinstance(each, Fitted)),

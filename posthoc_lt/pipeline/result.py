@@ -26,8 +26,7 @@ from posthoc_lt.pipeline.story import story
 from posthoc_lt.report import Table, verdict
 from posthoc_lt.report.page import page
 from posthoc_lt.report.text import metric_name
-from posthoc_lt.search import value
-from posthoc_lt.stats import paired
+from posthoc_lt.search import UTILITY, value
 
 if TYPE_CHECKING:
     import pandas
@@ -148,16 +147,16 @@ class Result(Comparison):
     @property
     def reason(self) -> str:
         """Why this method, and what validation says of such a choice when it is judged on other samples."""
-        metric = metric_name(self.selection.metric)
-        knobs = "".join(f" ({name} = {number:.3g})" for name, number in self.knobs.items())
-        own, honest = 100 * self.scores[self.chosen.label], 100 * self.procedure.figure
         before = self.fitted[0].val
         assert before is not None
-        gain = paired(before.labels, before.right, self.procedure.predicted == before.labels, before.classes)
+        metric = before.yardstick.name if self._judged_by_metric else metric_name(self.selection.metric)
+        knobs = "".join(f" ({name} = {number:.3g})" for name, number in self.knobs.items())
+        own, honest = 100 * self.scores[self.chosen.label], 100 * self.procedure.figure
+        gain = before.yardstick.difference(before.labels, before.predicted, self.procedure.predicted, before.classes)
         return (
             f"{self.chosen.label}{knobs} has the best cross-fitted validation {metric}, {own:.1f}%. Choosing method "
             f"and knob in this way, judged on folds left out of the choice, gives {honest:.1f}%; against the untouched "
-            f"head that is {100 * gain.delta:+.1f} points of balanced accuracy [{100 * gain.low:+.1f}, "
+            f"head that is {100 * gain.delta:+.1f} points of {before.yardstick.name} [{100 * gain.low:+.1f}, "
             f"{100 * gain.high:+.1f}]."
         )
 
@@ -169,8 +168,13 @@ class Result(Comparison):
         few, many = (group_difference(before, after, group) for group in ("few", "many"))
         goal = self.selection.goal(self.features)
         one, two = (value(goal.figure, e.labels, e.predicted, e.classes, goal.groups) for e in (before, after))
-        values = None if goal.metric == "balanced-accuracy" else (one, two)
+        values = None if self._judged_by_metric else (one, two)
         return verdict(before, after, difference(before, after), few, many, split, goal.metric, values)
+
+    @property
+    def _judged_by_metric(self) -> bool:
+        """Whether what was chosen by is the yardstick itself."""
+        return self.selection.metric in ("balanced-accuracy", UTILITY)
 
     def plot(self, kind: str | None = None, axes: Axes | None = None) -> Axes:
         """Draw the result on matplotlib axes (extra ``plot``).
@@ -188,15 +192,22 @@ class Result(Comparison):
         """
         return draw(self, kind or ("classes" if self.chosen.choice.curve is None else "tau"), axes)
 
-    def report(self, path: str | os.PathLike[str], force: bool = False) -> None:
+    def report(
+        self, path: str | os.PathLike[str], force: bool = False, *, facts: Mapping[str, str] | None = None
+    ) -> None:
         """Write the result as one self-contained HTML page (extra ``report``), whole or not at all.
+
+        Args:
+            path: where to.
+            force: write over another file.
+            facts: what else the page shall tell of where it comes from, such as the command that made it.
 
         Raises:
             PosthocError: Jinja2 or matplotlib is missing, the place cannot be written to, or holds another
                 file and not `force`.
         """
         with replacing(Path(path), force) as temporary:
-            temporary.write_text(page(story(self)), encoding="utf-8")
+            temporary.write_text(page(story(self, facts or {})), encoding="utf-8")
 
     def saved(self) -> SavedHead:
         """The head with the strings that its file carries."""

@@ -30,6 +30,8 @@ class Figure:
         weigh: whether a class counts by its samples (as in plain accuracy) instead of once.
         weight: (C,) how much each class counts, where that is given; v is 1 by default.
         least: whether the least of the classes' terms takes the place of their mean.
+        worth: (C, C) what a sample of the row's class is worth where it is predicted as the column's; a class then
+            has the mean worth of its samples as its one term.
     """
 
     terms: Terms
@@ -38,11 +40,12 @@ class Figure:
     weigh: bool = False
     weight: Tensor | None = None
     least: bool = False
+    worth: Tensor | None = None
 
     @property
     def is_sum(self) -> bool:
         """Whether it is a sum over samples, each of a fixed worth where it is right."""
-        return self.terms is _recall and not self.least
+        return self.terms is _recall and not self.least and self.worth is None
 
 
 def _recall(right: Tensor, actual: Tensor, predicted: Tensor) -> Tensor:
@@ -71,19 +74,24 @@ def _unless_zero(finish: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
 WEIGHTED = "weighted-accuracy"
 """The figure whose class weights a `Goal` brings along."""
 
+UTILITY = "utility"
+"""The figure whose costs a `Goal` brings along."""
+
 FIGURES: dict[str, Figure] = {
     "balanced-accuracy": Figure(_recall),
     "accuracy": Figure(_recall, weigh=True),
     WEIGHTED: Figure(_recall),
+    UTILITY: Figure(_recall, weigh=True),
     "macro-f1": Figure(_f1),
     "g-mean": Figure(_zeros_and(torch.log), _unless_zero(torch.exp)),
     "harmonic-mean": Figure(_zeros_and(torch.reciprocal), _unless_zero(torch.reciprocal)),
     "worst-class": Figure(_recall, least=True),
     **{group: Figure(_recall, group=group) for group in GROUPS},
 }
-"""By name: the mean recall (balanced accuracy), plain accuracy, the mean recall under given class weights, the mean F1,
-the geometric and the harmonic mean of recalls (0 as soon as one class is never right), the least recall, and the mean
-recall within a group of classes."""
+"""By name: the mean recall (balanced accuracy), plain accuracy, the mean recall under given class weights, the mean
+`posthoc_lt.metrics.utility` of samples under given costs (0 for right and 1 for wrong make it plain accuracy), the mean
+F1, the geometric and the harmonic mean of recalls (0 as soon as one class is never right), the least recall, and the
+mean recall within a group of classes."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,8 @@ def sample_weight(figure: Figure, labels: Tensor, classes: int, groups: Groups =
 
 def value(figure: Figure, labels: Tensor, predicted: Tensor, classes: int, groups: Groups = None) -> float:
     """The figure of some predictions (N,)."""
+    if figure.worth is not None:
+        return float(_pairs(figure, labels, classes, groups)[labels, predicted].sum())
     return float(_at(figure, *_counts(labels, predicted, classes), groups))
 
 
@@ -176,6 +186,8 @@ def paired_error(
 
 def influence(figure: Figure, labels: Tensor, predicted: Tensor, classes: int, groups: Groups = None) -> Influence:
     """How the figure answers to a sample being predicted otherwise, linearised at these predictions."""
+    if figure.worth is not None:
+        return Influence(by_pair=_pairs(figure, labels, classes, groups))
     right, actual, chosen = _counts(labels, predicted, classes)
     right, chosen = right.double().requires_grad_(), chosen.double().requires_grad_()
     made = _at(figure, right, actual, chosen, groups)
@@ -183,16 +195,29 @@ def influence(figure: Figure, labels: Tensor, predicted: Tensor, classes: int, g
     return Influence(by_right, by_chosen)
 
 
+_NOTHING = torch.empty(0, dtype=torch.float64)
+
+
 @dataclass(frozen=True, eq=False)
 class Influence:
-    """The derivative of a figure by every class's right and by its predicted samples, each (C,)."""
+    """The derivative of a figure by every class's right and by its predicted samples, each (C,), or by their pair."""
 
-    by_right: Tensor
-    by_predicted: Tensor
+    by_right: Tensor = _NOTHING
+    by_predicted: Tensor = _NOTHING
+    by_pair: Tensor | None = None
 
     def of(self, labels: Tensor, predicted: Tensor) -> Tensor:
         """What samples of `labels` add to the figure when they are predicted as `predicted`; shapes broadcast."""
+        if self.by_pair is not None:
+            return self.by_pair[labels, predicted]
         return self.by_predicted[predicted] + torch.where(predicted == labels, self.by_right[labels], 0.0)
+
+
+def _pairs(figure: Figure, labels: Tensor, classes: int, groups: Groups) -> Tensor:
+    """What one sample of the row's class adds to a figure with a `worth` where it is predicted as the column's."""
+    assert figure.worth is not None
+    actual = torch.bincount(labels, minlength=classes)
+    return (class_weight(figure, actual, groups) / actual.clamp(min=1))[:, None] * figure.worth
 
 
 def _counts(labels: Tensor, predicted: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError, listed, show
-from posthoc_lt.search.figures import FIGURES, WEIGHTED, Constraint, Figure, Groups, sample_weight
+from posthoc_lt.metrics import utility
+from posthoc_lt.search.figures import FIGURES, UTILITY, WEIGHTED, Constraint, Figure, Groups, sample_weight
 
 RULES = ("guarded", "nll", "metric", "cross-fit")
 
@@ -29,11 +30,14 @@ class Goal:
         rule: ``guarded``, ``nll``, ``metric`` or ``cross-fit``; see `choose`.
         subject_to: figures that must not fall below their floors.
         groups: class masks, for figures of a group.
-        class_weight: (C,) numbers >= 0, how much each class counts in ``weighted-accuracy``.
+        class_weight: (C,) numbers >= 0, how much each class counts in ``weighted-accuracy``; so in ``utility`` too,
+            where by default each sample counts alike.
+        cost: (C, C) numbers >= 0, what a sample of the row's class costs where it is predicted as the column's, for
+            ``utility``.
         seed: of the halves that ``cross-fit`` chooses on.
 
     Raises:
-        PosthocError: an unknown metric or rule, or a weighted accuracy without weights.
+        PosthocError: an unknown metric or rule, a weighted accuracy without weights, or a utility without costs.
     """
 
     metric: str = "balanced-accuracy"
@@ -41,6 +45,7 @@ class Goal:
     subject_to: tuple[Constraint, ...] = ()
     groups: Groups = None
     class_weight: Tensor | None = None
+    cost: Tensor | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,7 +57,14 @@ class Goal:
             raise PosthocError(
                 f"selection rule {show(self.rule)!r}", f"one of {listed(RULES)}", "give --select guarded"
             )
-
+        if self.cost is not None:
+            utility(self.cost)
+        elif self.costed:
+            raise PosthocError(
+                f"{UTILITY} without costs",
+                "what each mistake costs, a row and a column a class",
+                "give --cost FILE, or cost=[[0, 1], [5, 0]] in Python",
+            )
         if self.class_weight is None:
             if self.weighted:
                 raise PosthocError(
@@ -70,7 +82,16 @@ class Goal:
     @property
     def weighted(self) -> bool:
         """Whether the metric or a constraint takes class weights."""
-        return WEIGHTED in (self.metric, *(each.figure for each in self.subject_to))
+        return WEIGHTED in self._names
+
+    @property
+    def costed(self) -> bool:
+        """Whether the metric or a constraint takes costs."""
+        return UTILITY in self._names
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (self.metric, *(each.figure for each in self.subject_to))
 
     @property
     def figure(self) -> Figure:
@@ -78,8 +99,12 @@ class Goal:
         return self.named(self.metric)
 
     def named(self, name: str) -> Figure:
-        """A figure by its name, with the goal's class weights where it takes them."""
-        return replace(FIGURES[name], weight=self.class_weight) if name == WEIGHTED else FIGURES[name]
+        """A figure by its name, with the goal's class weights and costs where it takes them."""
+        figure = FIGURES[name]
+        if name == UTILITY and self.cost is not None:
+            alike = self.class_weight is None
+            return replace(figure, worth=utility(self.cost), weight=self.class_weight, weigh=alike)
+        return replace(figure, weight=self.class_weight) if name == WEIGHTED else figure
 
     def on(self, labels: Tensor) -> Goal:
         """The goal as far as these samples carry it: without a sample of a group, its figure says nothing.
@@ -103,10 +128,10 @@ class Goal:
     def weights(self, labels: Tensor) -> Tensor:
         """Sample weights (N,) of the likelihood, summing to 1.
 
-        Alike for plain accuracy, by class for the weighted one, else class-balanced: the likelihood of one group
-        alone would have the others unlearned.
+        Alike for plain accuracy, as the metric has it for the weighted one and for utility, else class-balanced: the
+        likelihood of one group alone would have the others unlearned.
         """
-        own = self.metric in ("accuracy", WEIGHTED)
+        own = self.metric in ("accuracy", WEIGHTED, UTILITY)
         figure = self.figure if own else FIGURES["balanced-accuracy"]
         classes = int(labels.max()) + 1 if figure.weight is None else len(figure.weight)
         return sample_weight(figure, labels, classes)

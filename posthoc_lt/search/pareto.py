@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
-from posthoc_lt.family import Family
+from posthoc_lt.family import Family, Offsets, Sheet
 from posthoc_lt.features import Features
 from posthoc_lt.search.envelope import walk
 from posthoc_lt.search.figures import FIGURES, Groups
+from posthoc_lt.search.goal import Goal
+from posthoc_lt.search.offsets import learn_offsets
 from posthoc_lt.search.trace import trace
 
 
@@ -18,12 +21,14 @@ class Trade:
     Args:
         low, high: the widest cell of the knob that reaches them.
         head, tail: the figures.
+        outer: the value of the outer knob by name, where the family has one.
     """
 
     low: float
     high: float
     head: float
     tail: float
+    outer: Mapping[str, float] = field(default_factory=dict)
 
 
 def pareto(
@@ -36,7 +41,8 @@ def pareto(
     """The exact Pareto curve of two figures over a continuous knob, from the best head to the best tail.
 
     Every pair of values that some knob reaches and no knob beats in one figure without losing in the
-    other. All cells of the walk are looked at, so none is missed.
+    other. All cells of the walk are looked at, so none is missed; of a `Sheet` those of all its lines, of an
+    `Offsets` those of the line that the likelihood prefers.
 
     Args:
         family: a family with lines.
@@ -48,15 +54,26 @@ def pareto(
     Raises:
         PosthocError: the family has no lines, or a group has no sample.
     """
+    if isinstance(family, Sheet):
+        return _unbeaten(
+            replace(trade, outer={family.name: outer})
+            for outer, line in zip(family.values, family.lines, strict=True)
+            for trade in pareto(line, val, groups, bounds, figures)
+        )
+    if isinstance(family, Offsets):
+        family = learn_offsets(family, val, Goal().weights(val.labels), bounds)
     walked = walk(family, val, bounds)
     first, second = (trace(walked, FIGURES[name], groups) for name in figures)
     # Sums that differ in their last bits are one value.
-    head, tail = ((curve.values * 1e10).round() / 1e10 for curve in (first, second))
-    widths = first.edges.diff()
-    order = sorted(range(len(head)), key=lambda k: (-float(head[k]), -float(tail[k]), -float(widths[k])))
+    head, tail = (((curve.values * 1e10).round() / 1e10).tolist() for curve in (first, second))
+    edges = first.edges.tolist()
+    return _unbeaten(map(Trade, edges[:-1], edges[1:], head, tail))
+
+
+def _unbeaten(trades: Iterable[Trade]) -> list[Trade]:
+    """Those that no other beats in one figure without losing in the other; of equal ones the widest."""
     kept: list[Trade] = []
-    for cell in order:
-        if not kept or float(tail[cell]) > kept[-1].tail:
-            low, high = first.edges[cell : cell + 2].tolist()
-            kept.append(Trade(low, high, float(head[cell]), float(tail[cell])))
+    for trade in sorted(trades, key=lambda each: (-each.head, -each.tail, each.low - each.high)):
+        if not kept or trade.tail > kept[-1].tail:
+            kept.append(trade)
     return kept

@@ -24,6 +24,8 @@ def trace(walk: Walk, figure: Figure, groups: Groups = None) -> Curve:
         groups: class masks by name, for a figure of a group.
     """
     edges, cell = _cells(walk)
+    if figure.worth is not None:
+        return _trace_pairs(walk, figure, edges, cell, groups)
     actual = torch.bincount(walk.labels, minlength=walk.classes)
     weight = class_weight(figure, actual, groups)
     right, predicted = _start(walk)
@@ -41,6 +43,15 @@ def trace(walk: Walk, figure: Figure, groups: Groups = None) -> Curve:
     jumps.index_add_(0, cells, (terms - previous) * weight[classes, None])
     jumps[0] += (start * weight[:, None]).sum(dim=0)
     return Curve(edges, figure.finish(jumps.cumsum(dim=0)[:-1]))
+
+
+def _trace_pairs(walk: Walk, figure: Figure, edges: Tensor, cell: Tensor, groups: Groups) -> Curve:
+    """The curve of a figure with a `worth`: a change of prediction changes what its own sample is worth."""
+    weigh = influence(figure, walk.labels, walk.first, walk.classes, groups)
+    own, jumps = walk.labels[walk.sample], torch.zeros(len(edges), dtype=torch.float64)
+    jumps.index_add_(0, cell, weigh.of(own, walk.after) - weigh.of(own, walk.before))
+    jumps[0] += weigh.of(walk.labels, walk.first).sum()
+    return Curve(edges, jumps.cumsum(dim=0)[:-1])
 
 
 def spread(walk: Walk, figure: Figure, knob: float, groups: Groups = None) -> Tensor:
