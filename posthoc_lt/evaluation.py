@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
@@ -27,6 +28,7 @@ from posthoc_lt.metrics import (
     worst_class,
 )
 from posthoc_lt.stats import Paired, balanced_interval, paired
+from posthoc_lt.yardstick import BALANCED, Yardstick
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,7 @@ class Evaluation:
         ece: expected calibration error in 15 equal-mass bins.
         counts: (C,) **train** samples a class, which make the groups.
         edges: the lowest and the highest train count of the medium group.
+        yardstick: what the head is judged by.
     """
 
     labels: Tensor
@@ -54,6 +57,7 @@ class Evaluation:
     ece: float
     counts: Tensor
     edges: tuple[float, float] = EDGES
+    yardstick: Yardstick = BALANCED
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,7 +85,17 @@ class Evaluation:
     @property
     def balanced_accuracy_ci(self) -> tuple[float, float]:
         """The 95% interval of balanced accuracy."""
-        return balanced_interval(self.tally)
+        return balanced_interval(self.tally, counts=self.counts)
+
+    @property
+    def score(self) -> float:
+        """What the head is worth by its `yardstick`: balanced accuracy by default."""
+        return self.yardstick.score(self.labels, self.predicted, self.classes)
+
+    @property
+    def score_ci(self) -> tuple[float, float]:
+        """The 95% interval of the score."""
+        return self.yardstick.interval(self.labels, self.predicted, self.classes, self.counts)
 
     def group(self, name: str) -> float | None:
         """The mean recall within ``many``, ``medium`` or ``few``; None where the group has no sample."""
@@ -101,7 +115,8 @@ class Evaluation:
 
         Returns:
             dict: accuracy, balanced_accuracy, balanced_accuracy_ci, many, medium, few, macro_f1, worst_class,
-            nll, ece; then ``missing`` where a class has no sample, and ``per_class``.
+            nll, ece; by another yardstick its score with an interval, and the mean ``cost``; then ``missing`` where a
+            class has no sample, and ``per_class``.
         """
         found: dict[str, object] = {
             "accuracy": self.accuracy,
@@ -113,6 +128,8 @@ class Evaluation:
             "nll": self.nll,
             "ece": self.ece,
         }
+        if self.yardstick is not BALANCED:
+            found |= self.yardstick.record(self.score, self.score_ci)
         if self.missing:
             found["missing"] = [classes[c] for c in self.missing]
         if verbose:
@@ -127,7 +144,13 @@ class Evaluation:
         ]
 
 
-def evaluate(head: Head, features: Features, counts: Tensor, edges: tuple[float, float] = EDGES) -> Evaluation:
+def evaluate(
+    head: Head,
+    features: Features,
+    counts: Tensor,
+    edges: tuple[float, float] = EDGES,
+    yardstick: Yardstick = BALANCED,
+) -> Evaluation:
     """Run a head over a labelled split, in one pass by chunks.
 
     Logits are computed in the head's own dtype, so predictions are those it makes once deployed;
@@ -138,6 +161,7 @@ def evaluate(head: Head, features: Features, counts: Tensor, edges: tuple[float,
         features: N labelled samples.
         counts: (C,) **train** samples a class.
         edges: the lowest and the highest train count of the medium group.
+        yardstick: what the head is judged by.
 
     Raises:
         PosthocError: the split is empty or unlabelled, sizes do not fit, or a feature is not finite.
@@ -148,9 +172,9 @@ def evaluate(head: Head, features: Features, counts: Tensor, edges: tuple[float,
     """
     _check(head, features, counts, edges)
     labels, head = features.labels.cpu(), head.to(features.device)
-    predicted = torch.empty(len(features), dtype=torch.int64)
-    confidence, likelihood = (torch.empty(len(features), dtype=torch.float64) for _ in range(2))
-    for rows, x in features.chunks(head.classes, head.weight.dtype):
+    predicted = torch.zeros(len(features), dtype=torch.int64)
+    confidence, likelihood = (torch.zeros(len(features), dtype=torch.float64) for _ in range(2))
+    for rows, x in features.own_chunks(head.classes, head.weight.dtype):
         logits = head(x)
         if logits.device.type == "mps":  # which has no float64
             logits = logits.cpu()
@@ -158,6 +182,7 @@ def evaluate(head: Head, features: Features, counts: Tensor, edges: tuple[float,
         predicted[rows] = best[:, 0].cpu()
         confidence[rows] = log_p.gather(1, best)[:, 0].exp().cpu()
         likelihood[rows] = log_p.gather(1, labels[rows, None].to(log_p.device))[:, 0].cpu()
+    predicted, confidence, likelihood = map(ranks.total, (predicted, confidence, likelihood))
     if not bool((confidence.isfinite() & likelihood.isfinite()).all()):
         raise PosthocError(
             "features with NaN or infinite values (or so large that the logits overflow)",
@@ -175,21 +200,22 @@ def evaluate(head: Head, features: Features, counts: Tensor, edges: tuple[float,
         ece=expected_calibration_error(confidence, right),
         counts=counts.cpu(),
         edges=edges,
+        yardstick=yardstick,
     )
 
 
 def difference(baseline: Evaluation, other: Evaluation) -> Paired:
-    """What `other` gains over `baseline` in balanced accuracy, paired sample by sample.
+    """What `other` gains over `baseline` by the baseline's yardstick, paired sample by sample.
 
     Raises:
         PosthocError: they are not of the same split.
     """
     _same_split(baseline, other)
-    return paired(baseline.labels, baseline.right, other.right, baseline.classes)
+    return baseline.yardstick.difference(baseline.labels, baseline.predicted, other.predicted, baseline.classes)
 
 
 def group_difference(baseline: Evaluation, other: Evaluation, group: str) -> Paired | None:
-    """The same within ``many``, ``medium`` or ``few``; None where the group has no sample.
+    """The mean recall that it gains within ``many``, ``medium`` or ``few``; None where the group has no sample.
 
     Raises:
         PosthocError: they are not of the same split, or there is no such group.

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from posthoc_lt.errors import PosthocError, listed
+from posthoc_lt import ranks
+from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.head import Head, as_tensor
+from posthoc_lt.progress import bar
 
 CHUNK_ELEMENTS = 1 << 22
 """The largest (rows, width) block that a pass over features makes: 16 MB in float32."""
@@ -135,10 +137,26 @@ class Features:
             width: columns of the widest matrix the caller makes of a block, most often C.
             dtype: what the block is converted to.
         """
-        rows = max(1, CHUNK_ELEMENTS // max(width, self.dimensions, 1))
-        for start in range(0, len(self), rows):
-            block = slice(start, min(start + rows, len(self)))
-            yield block, self.x[block].to(self.device).to(dtype)
+        rows = self._rows(width)
+        return self._read(range(-(-len(self) // rows)), rows, dtype)
+
+    def own_chunks(self, width: int, dtype: torch.dtype = torch.float32) -> Iterator[tuple[slice, Tensor]]:
+        """Those of `chunks` that are this process's share (`posthoc_lt.ranks`): consecutive, all of them if alone.
+
+        The blocks are the same however many processes share them, and so is what is computed of each, to the bit.
+        """
+        rows = self._rows(width)
+        return self._read(ranks.share(-(-len(self) // rows)), rows, dtype)
+
+    def _rows(self, width: int) -> int:
+        return max(1, CHUNK_ELEMENTS // max(width, self.dimensions, 1))
+
+    def _read(self, blocks: range, rows: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        with bar("reading features", len(blocks), "blocks", wanted=len(blocks) > 1) as shown:
+            for index in blocks:
+                block = slice(index * rows, min((index + 1) * rows, len(self)))
+                yield block, self.x[block].to(self.device).to(dtype)
+                shown.update()
 
     def shared_with(self, other: Features) -> int:
         """How many of these samples are, bit for bit, samples of `other`; neither is ever held in memory whole.
@@ -154,11 +172,12 @@ class Features:
         place = torch.searchsorted(known, own).clamp(max=len(known) - 1)
         alike = (known[place] == own).nonzero()[:, 0]
         found, step = 0, max(1, CHUNK_ELEMENTS // self.dimensions)
-        for start in range(0, len(alike), step):
-            rows = alike[start : start + step]
+        share = ranks.share(len(alike))
+        for start in range(share.start, share.stop, step):
+            rows = alike[start : min(start + step, share.stop)]
             ours, theirs = self.x[rows.to(self.x.device)], other.x[order[place[rows]].to(other.x.device)]
             found += int((ours.cpu().to(kind) == theirs.cpu().to(kind)).all(1).sum())
-        return found
+        return int(ranks.total(torch.tensor(found)))
 
 
 def _hashes(x: Tensor, kind: torch.dtype) -> Tensor:
@@ -167,14 +186,16 @@ def _hashes(x: Tensor, kind: torch.dtype) -> Tensor:
     spare = -x.shape[1] % per_word
     width = (x.shape[1] + spare) // per_word
     factors = torch.randint(-(2**62), 2**62, (width,), generator=torch.Generator().manual_seed(0)) * 2 + 1
-    made, step = torch.empty(len(x), dtype=torch.int64), max(1, CHUNK_ELEMENTS // (4 * width))
-    for start in range(0, len(x), step):
-        block = x[start : start + step].cpu().to(kind).contiguous()
+    share, step = ranks.share(len(x)), max(1, CHUNK_ELEMENTS // (4 * width))
+    made = torch.empty(len(share), dtype=torch.int64)
+    for start in range(0, len(share), step):
+        rows = share[start : start + step]
+        block = x[rows.start : rows.stop].cpu().to(kind).contiguous()
         words = torch.nn.functional.pad(block, (0, spare)).view(torch.int64)
         words = words * _ODD
         # Whole numbers in floating point differ in their upper bits alone, which must reach the lower ones.
         made[start : start + step] = ((words ^ (words >> 32)) * factors).sum(1)
-    return made
+    return ranks.gathered(made)
 
 
 def _labels(y: Tensor, samples: int) -> Tensor:
@@ -260,12 +281,37 @@ class FeatureSet:
             split.require_fit(self.head, name)
         if self.train_counts is not None:
             object.__setattr__(self, "train_counts", _whole(as_tensor(self.train_counts, "train counts"), count))
+        self._check_views()
         self._check_counts()
+
+    @property
+    def views(self) -> int:
+        """How many rows train has of each image, all first views before all second ones, as `provenance` tells."""
+        return int(self.provenance.get("views", "1"))
+
+    @property
+    def plain_train(self) -> Features | None:
+        """Train without augmented views: a row an image."""
+        train = self.train
+        if train is None or self.views == 1:
+            return train
+        count = len(train) // self.views
+        return Features(train.x[:count], None if train.y is None else train.y[:count], train.device)
+
+    def _check_views(self) -> None:
+        told = self.provenance.get("views", "1")
+        views = int(told) if told.isdecimal() else 0
+        if not views or (self.train is not None and len(self.train) % views):
+            raise PosthocError(
+                f"{show(told)} views of {0 if self.train is None else len(self.train)} train rows",
+                "as many rows of every image",
+                "extract again",
+            )
 
     def _check_counts(self) -> None:
         if self.train_counts is None or self.train is None or self.train.y is None:
             return
-        counts, there = self.train_counts.cpu(), self.train.counts(self.head.classes).cpu()
+        counts, there = self.train_counts.cpu(), self.train.counts(self.head.classes).cpu() // self.views
         short = (counts < there).nonzero().flatten().tolist()
         if short:
             raise PosthocError(
@@ -342,7 +388,7 @@ class FeatureSet:
                 "how many train samples each class had",
                 "extract again with a train/ folder",
             )
-        return self.train.counts(self.head.classes)
+        return self.train.counts(self.head.classes) // self.views
 
     @property
     def training(self) -> Training:

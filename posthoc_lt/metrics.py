@@ -105,6 +105,30 @@ def worst_class(tally: Tally) -> float:
     return float(recall(tally)[tally.present].min())
 
 
+def utility(cost: Tensor) -> Tensor:
+    """What each prediction is worth, ``1 − cost/max cost``: 1 where it costs nothing, 0 for the dearest mistake.
+
+    Args:
+        cost: (C, C) numbers >= 0, of a sample of the row's class predicted as the column's.
+
+    Raises:
+        PosthocError: no square, a number that is negative or not finite, or nothing that costs.
+
+    >>> utility(torch.tensor([[0.0, 1.0], [4.0, 0.0]]))
+    tensor([[1.0000, 0.7500],
+            [0.0000, 1.0000]], dtype=torch.float64)
+    """
+    square = cost.ndim == 2 and cost.shape[0] == cost.shape[1]
+    if not square or not bool((cost.isfinite() & (cost >= 0)).all() and cost.any()):
+        raise PosthocError(
+            f"costs of shape {tuple(cost.shape)}" + ", negative, not finite, or all 0" * square,
+            "a row and a column a class: what a sample of the row's class costs where it is predicted as the column's, "
+            "numbers >= 0, not all 0",
+            "correct --cost",
+        )
+    return 1 - cost.double() / cost.double().max()
+
+
 def group_accuracy(tally: Tally, mask: Tensor) -> float | None:
     """The mean recall within a group of classes, `mask` (C,) bool; None where none of them has a sample."""
     members = mask & tally.present

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import posthoc_lt.search.curve
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import Family, Line, Path, Power
 from posthoc_lt.features import Features
@@ -150,6 +151,22 @@ def test_breakpoints_equal_but_for_rounding_open_no_cell() -> None:
     intervals = Intervals(torch.tensor([0.0, third - 1e-16]).double(), torch.tensor([third + 2e-16, 1.0]).double())
     best, _ = highest(step_curve(intervals, torch.ones(2).double(), (0.0, 1.0)))
     assert best == 1.0
+
+
+@pytest.mark.parametrize("block", [1, 3, 1000])
+def test_blocks_of_any_size_add_up_to_the_definition(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many breakpoints coincide, some intervals are empty, some reach past the bounds, weights have either sign."""
+    monkeypatch.setattr(posthoc_lt.search.curve, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    low, high = np.sort(rng.integers(-4, 24, size=(2, 200)) / 4, axis=0)
+    low[:20] += 3
+    weights = rng.normal(size=200)
+    curve = step_curve(Intervals(*map(torch.from_numpy, (low, high))), torch.from_numpy(weights), BOUNDS)
+    edges = curve.edges.numpy()
+    middles = (edges[:-1] + edges[1:])[:, None] / 2
+    assert (np.diff(edges) > 0).all()
+    assert len(edges) == 17
+    assert curve.values.numpy() == pytest.approx(((low < middles) & (middles < high)) @ weights, abs=1e-12)
 
 
 def test_a_path_has_no_intervals() -> None:

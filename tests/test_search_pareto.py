@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from posthoc_lt.family import Line
+from posthoc_lt.family import Line, Offsets, Sheet
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.search.pareto import pareto
@@ -38,3 +38,21 @@ def test_every_trade_of_a_fine_grid_is_on_or_under_the_curve(seed: int) -> None:
     assert heads == sorted(heads, reverse=True)
     assert tails == sorted(tails)
     assert len(set(heads)) == len(set(tails)) == len(found)
+
+
+def test_two_knobs_trade_over_every_line() -> None:
+    """Of a sheet all lines; of offsets that may not stray their line."""
+    rng = np.random.default_rng(1)
+    val = Features(torch.from_numpy(rng.normal(size=(60, 3))), torch.from_numpy(rng.integers(0, 3, size=60)))
+    groups = {name: torch.arange(3) == k for k, name in enumerate(("many", "medium", "few"))}
+    steep = Head(torch.zeros(3, 3).double(), torch.tensor([0.0, 1.0, 2.0]).double())
+    lines = tuple(Line(Head.without_bias(torch.from_numpy(rng.normal(size=(3, 3)))), steep) for _ in range(3))
+    found = pareto(Sheet("gamma", (0.0, 0.5, 1.0), lines, (0.0, 0.0, 0.0)), val, groups, (0.0, 2.0))
+    each = [trade for line in lines for trade in pareto(line, val, groups, (0.0, 2.0))]
+    assert len({trade.outer["gamma"] for trade in found}) > 1
+    for trade in each:
+        assert any(best.head >= trade.head and best.tail >= trade.tail for best in found)
+    for trade in found:
+        line = lines[int(2 * trade.outer["gamma"])]
+        assert (trade.head, trade.tail) in {(one.head, one.tail) for one in pareto(line, val, groups, (0.0, 2.0))}
+    assert pareto(Offsets(lines[0], 0.0), val, groups, (0.0, 2.0)) == pareto(lines[0], val, groups, (0.0, 2.0))

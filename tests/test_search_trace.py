@@ -22,6 +22,9 @@ from posthoc_lt.search.trace import trace
 
 BOUNDS = (0.0, 4.0)
 WEIGHTS = np.array([1.0, 0.25, 3.0, 0.5, 2.0, 7.0])
+COST = np.random.default_rng(7).integers(0, 9, size=(6, 6)).astype(float)
+"""Not even 0 for what is right."""
+UNDER_WEIGHTS = "utility under weights"
 
 
 def scores(family: Line | Power | KeptBias, x: np.ndarray, knob: float) -> np.ndarray:
@@ -53,6 +56,9 @@ def oracle(name: str, y: np.ndarray, predicted: np.ndarray, groups: dict[str, np
         return float(recalls.min())
     if name == "weighted-accuracy":
         return float(np.average(recalls, weights=WEIGHTS[present]))
+    if name.startswith("utility"):
+        worth = 1 - COST[y, predicted] / COST[: groups["many"].size, : groups["many"].size].max()
+        return float(np.average(worth, weights=(WEIGHTS / np.bincount(y, minlength=6))[y] if "under" in name else None))
     if name in groups:
         recalls = recalls[groups[name][present]]
     return float(recalls.mean())
@@ -82,7 +88,9 @@ def assert_traced(family: Line | Power | KeptBias, x: np.ndarray, y: np.ndarray,
     if name in groups and not groups[name][np.unique(y)].any():
         return
     made = walk(family, Features(torch.from_numpy(x), torch.from_numpy(y)), BOUNDS)
-    figure = Goal(name, class_weight=torch.from_numpy(WEIGHTS[:classes])).figure
+    weight = None if name == "utility" else torch.from_numpy(WEIGHTS[:classes])
+    cost = torch.from_numpy(COST[:classes, :classes]) if name.startswith("utility") else None
+    figure = Goal("utility" if name == UNDER_WEIGHTS else name, class_weight=weight, cost=cost).figure
     curve = trace(made, figure, {key: torch.from_numpy(mask) for key, mask in groups.items()})
     edges = curve.edges.numpy()
     for low, high, value in zip(edges[:-1], edges[1:], curve.values.tolist(), strict=True):
@@ -91,7 +99,8 @@ def assert_traced(family: Line | Power | KeptBias, x: np.ndarray, y: np.ndarray,
             assert value == pytest.approx(oracle(name, y, predicted, groups), abs=1e-9)
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.filterwarnings("ignore:divide by zero")  # the weights of classes without a sample
+@pytest.mark.parametrize("name", [*FIGURES, UNDER_WEIGHTS])
 @pytest.mark.parametrize("kind", range(6))
 def test_every_figure_in_every_cell(kind: int, name: str) -> None:
     for seed in range(4):
@@ -114,7 +123,7 @@ def test_ties_zeros_and_meeting_lines(data: st.DataObject, classes: int, count: 
     identity = Head.without_bias(torch.eye(classes, dtype=torch.float64))
     flat = torch.zeros(classes, classes, dtype=torch.float64)
     family = Power(identity, slope) if power else Line(identity, Head(flat, slope))
-    for name in ("balanced-accuracy", "macro-f1", "g-mean", "worst-class"):
+    for name in ("balanced-accuracy", "macro-f1", "g-mean", "worst-class", *["utility"] * (classes > 1)):
         assert_traced(family, logits, y, classes, name)
 
 

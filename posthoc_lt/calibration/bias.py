@@ -7,6 +7,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.calibration.fit import Calibration
 from posthoc_lt.calibration.samples import blocks, finite_log_prior, weighting
 from posthoc_lt.features import Features
@@ -48,14 +49,16 @@ def correct_bias(
     def objective(point: Vector) -> tuple[float, Vector]:
         offset = torch.from_numpy(point.copy())
         value, gradient = float(offset.square().sum()) / (2 * deviation**2), offset / deviation**2
-        shift = share.log() - prior + offset
+        shift, parts = share.log() - prior + offset, []
         for _, z, y in blocks(head, features):
             log_p = torch.log_softmax(torch.add(shift.to(z.device), z, alpha=calibration.scale), dim=1).cpu()
             counted = taking_part[y.cpu()] > 0
             log_p, labels = log_p[counted], y.cpu()[counted]
-            value -= float(log_p.gather(1, labels[:, None]).sum())
-            gradient = gradient + log_p.exp().sum(dim=0) - torch.bincount(labels, minlength=head.classes)
-        return value, gradient.numpy()
+            loss = -log_p.gather(1, labels[:, None]).sum()
+            excess = log_p.exp().sum(dim=0) - torch.bincount(labels, minlength=head.classes)
+            parts.append(torch.cat([loss[None], excess]))
+        found = ranks.added(parts, torch.zeros(1 + head.classes, dtype=torch.float64))
+        return value + float(found[0]), (gradient + found[1:]).numpy()
 
     found = minimize(objective, np.zeros(head.classes), jac=True, method="L-BFGS-B", options={"gtol": 1e-6})
     return prior - torch.from_numpy(found.x)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.calibration.samples import blocks, finite_log_prior, weighting
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import Certificate
@@ -141,21 +142,21 @@ class _Objective:
 
     def _likelihood(self, a: float, c: float) -> tuple[float, Tensor, Tensor]:
         """Σ wᵢ NLLᵢ with its gradient (2,) and Hessian (2, 2) in (a, c): means and covariances under p."""
-        value, gradient, hessian = 0.0, torch.zeros(2).double(), torch.zeros(2, 2).double()
+        parts = []
         for _, z, y in blocks(self.head, self.features):
             w, g = self.weight.to(z.device)[y], self.slope.to(z.device)
             log_p = torch.log_softmax(torch.add(c * g + self.offset.to(z.device), z, alpha=a), dim=1)
             own = log_p.gather(1, y[:, None])[:, 0]
             # A class left out has log p = −∞ and weight 0.
-            value -= float(torch.where(w > 0, w * own, torch.zeros_like(own)).sum())
+            loss = -torch.where(w > 0, w * own, torch.zeros_like(own)).sum()
             p, z = log_p.exp_(), z - z.gather(1, y[:, None])
             pz = p * z
             mean = torch.stack([pz.sum(dim=1), p @ g])
             square = torch.stack([(pz * z).sum(dim=1), pz @ g, p @ g.square()])
-            zz, zg, gg = ((square - mean[[0, 0, 1]] * mean[[0, 1, 1]]) @ w).tolist()
-            hessian += torch.tensor([[zz, zg], [zg, gg]], dtype=torch.float64)
-            gradient += torch.stack([mean[0] @ w, (mean[1] - g[y]) @ w]).cpu()
-        return value, gradient, hessian
+            bend = (square - mean[[0, 0, 1]] * mean[[0, 1, 1]]) @ w
+            parts.append(torch.cat([torch.stack([loss, mean[0] @ w, (mean[1] - g[y]) @ w]), bend]).cpu())
+        found = ranks.added(parts, torch.zeros(6, dtype=torch.float64))
+        return float(found[0]), found[1:3], found[[3, 4, 4, 5]].reshape(2, 2)
 
 
 def _objective(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.calibration.samples import blocks, weighting
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
@@ -97,7 +98,7 @@ class _Scores(NamedTuple):
 
 
 def _scores(head: Head, features: Features) -> _Scores:
-    found = _Scores(*(torch.empty(len(features), dtype=torch.float64) for _ in _Scores._fields))
+    found = _Scores(*(torch.zeros(len(features), dtype=torch.float64) for _ in _Scores._fields))
     for rows, z, y in blocks(head, features):
         log_p, best = z.log_softmax(dim=1), z.argmax(dim=1)
         p = log_p.exp()
@@ -107,7 +108,7 @@ def _scores(head: Head, features: Features) -> _Scores:
         found.nll[rows] = -log_p.gather(1, y[:, None])[:, 0].cpu()
         # (1 − own)² + Σ_{k≠y} p_k², without the digits that 1 − 2·own + Σp² would lose.
         found.brier[rows] = ((1 - own).square() + (p.square().sum(dim=1) - own.square()).clamp(min=0)).cpu()
-    return found
+    return _Scores(*map(ranks.total, found))
 
 
 def weighted_calibration_error(confidence: Tensor, right: Tensor, weight: Tensor, bins: int = BINS) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
@@ -78,19 +80,20 @@ def finite_log_prior(log_prior: Tensor, head: Head) -> Tensor:
 
 
 def blocks(head: Head, features: Features) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows, float64 logits and labels, block by block.
+    """Rows, float64 logits and labels, block by block, of this process's share of the samples.
 
     Raises:
         PosthocError: a logit is not finite.
     """
-    here = head.to(features.device)
-    for rows, x in features.chunks(4 * head.classes, head.weight.dtype):
+    here, bad = head.to(features.device), 0
+    for rows, x in features.own_chunks(4 * head.classes, head.weight.dtype):
         z = here(x)
         z = (z.cpu() if z.device.type == "mps" else z).double()  # MPS has no float64
-        if not bool(z.isfinite().all()):
-            raise PosthocError(
-                "features with NaN or infinite values (or so large that the logits overflow)",
-                "finite features",
-                "extract them again, and check the images and the checkpoint",
-            )
+        bad += not bool(z.isfinite().all())
         yield rows, z, features.labels[rows].to(z.device)
+    if ranks.total(torch.tensor(bad)):  # at the end, so that all processes come to know
+        raise PosthocError(
+            "features with NaN or infinite values (or so large that the logits overflow)",
+            "finite features",
+            "extract them again, and check the images and the checkpoint",
+        )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.conformal.scores import blocks, conformity_of
 from posthoc_lt.conformal.thresholds import Thresholds
 from posthoc_lt.errors import PosthocError
@@ -89,19 +90,19 @@ def evaluate_sets(
     groups = {name: mask.cpu() for name, mask in group_classes(counts, edges).items()}
     labels, actual = features.labels.cpu(), features.counts(head.classes).cpu()
     held = torch.zeros(head.classes, dtype=torch.int64)
-    covered = torch.empty(len(features), dtype=torch.bool)
-    size = torch.empty(len(features), dtype=torch.float64)
+    covered, size = (torch.zeros(len(features), dtype=torch.int64) for _ in range(2))
     for rows, conformity in blocks(head, features, thresholds.prevalence):
         sets = conformity >= thresholds.floor.to(conformity.device)
         held += sets.sum(dim=0).cpu()
-        size[rows] = sets.sum(dim=1).double().cpu()
-        covered[rows] = sets.gather(1, labels[rows, None].to(sets.device))[:, 0].cpu()
-    right = torch.bincount(labels[covered], minlength=head.classes)
+        size[rows] = sets.sum(dim=1).cpu()
+        covered[rows] = sets.gather(1, labels[rows, None].to(sets.device))[:, 0].cpu().long()
+    held, covered, size = map(ranks.total, (held, covered, size))
+    right = torch.bincount(labels[covered > 0], minlength=head.classes)
     sizes = torch.bincount(labels, weights=size, minlength=head.classes) / actual
     return SetReport(
         tally=Tally(right, actual, held),
         groups=groups,
-        size=float(size.mean()),
+        size=float(size.double().mean()),
         sizes=sizes,
         empty=float((size == 0).double().mean()),
     )

@@ -9,6 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.conformal.scores import blocks, identity
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.features import Features
@@ -112,11 +113,11 @@ def fit_thresholds(
 
 def _own_scores(head: Head, features: Features, ratio: Tensor | None) -> Tensor:
     """What each sample's true class scores, (N,) float64: p(y|x), over its prevalence where there is a `ratio`."""
-    scores = torch.empty(len(features), dtype=torch.float64)
+    scores = torch.zeros(len(features), dtype=torch.float64)
     for rows, conformity in blocks(head, features, ratio):
         own = features.labels[rows, None].to(conformity.device)
         scores[rows] = conformity.gather(1, own)[:, 0].cpu()
-    return scores
+    return ranks.total(scores)
 
 
 def _rank(samples: int, alpha: float) -> int:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from posthoc_lt import ranks
 from posthoc_lt.family import Line, Sheet
 from posthoc_lt.features import Features, Training
 from posthoc_lt.head import Head
@@ -52,7 +53,7 @@ class Blend(Method):
         if self.other == "ncm":
             return _between(head, _in_unit_of(head, NCM().fit(head, training).head, features))
         path = _PATHS[self.other](l2=self.l2).fit(head, training)
-        lines = tuple(_between(head, other) for other in path.heads)
+        lines = tuple(_between(head, other) for other in map(path.at, path.knobs))
         return lines[0] if len(lines) == 1 else Sheet("l2", path.knobs, lines, (0.0,) * len(lines))
 
 
@@ -66,12 +67,12 @@ def _between(head: Head, other: Head) -> Line:
 
 def _in_unit_of(head: Head, other: Head, features: Features) -> Head:
     """The other head times the factor that gives its logits the spread of the first one's."""
-    squares = torch.zeros(2, dtype=torch.float64, device=features.device)
+    parts = []
     heads = [each.to(torch.float64).to(features.device) for each in (head, other)]
-    for _, x in features.chunks(2 * head.classes, torch.float64):
-        for index, each in enumerate(heads):
-            logits = each(x)
-            squares[index] += (logits - logits.mean(dim=1, keepdim=True)).square().sum()
+    for _, x in features.own_chunks(2 * head.classes, torch.float64):
+        logits = (each(x) for each in heads)
+        parts.append(torch.stack([(z - z.mean(dim=1, keepdim=True)).square().sum() for z in logits]).cpu())
+    squares = ranks.added(parts, torch.zeros(2, dtype=torch.float64))
     factor = (squares[0] / squares[1]).sqrt().item() if squares[1] > 0 else 1.0
     weight, bias = factor * other.weight.double(), factor * other.bias.double()
     return Head(weight.to(head.weight), bias.to(head.bias), head.has_bias)

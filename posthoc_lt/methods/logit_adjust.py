@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from posthoc_lt.family import Line
 from posthoc_lt.features import Training
 from posthoc_lt.head import Head
 from posthoc_lt.methods.method import Method
-from posthoc_lt.priors import Shares, ZeroCount, log_prior
+from posthoc_lt.priors import Prior, Shares, Target, ZeroCount, log_prior
 
 BAYES = (1.0, 0.5)
 """Mean and deviation of τ under a target of its own; what was measured for equal frequencies does not speak of it."""
@@ -42,11 +42,11 @@ class LogitAdjust(Method):
     formula: ClassVar[str] = "W' = W, b' = b - tau log pi + log target"
     knob: ClassVar[str | None] = "tau"
 
-    prior: Literal["counts", "uniform"] | Shares = field(
+    prior: Prior = field(
         default="counts",
         metadata={"help": "Class frequencies to take off: those of train, or all equal (nothing to take off)."},
     )
-    target_prior: Literal["uniform", "train"] | Shares = field(
+    target_prior: Target = field(
         default="uniform",
         metadata={"help": "Class frequencies to be right under: all equal, or those of train."},
     )

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, listed
 from posthoc_lt.family import Point
 from posthoc_lt.features import Features, Training
@@ -78,8 +79,9 @@ _TRANSFORMS: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
 def _means(features: Features, groups: Tensor, count: int, transform: Callable[[Tensor], Tensor]) -> Tensor:
     """The mean (count, D), float64, of the transformed features of each group, in one pass."""
     sums = torch.zeros(count, features.dimensions, dtype=torch.float64, device=features.device)
-    for rows, x in features.chunks(features.dimensions, torch.float64):
+    for rows, x in features.own_chunks(features.dimensions, torch.float64):
         sums.index_add_(0, groups[rows].to(features.device), transform(x))
+    sums = ranks.total(sums)
     if not sums.isfinite().all():
         raise PosthocError(
             "train features with NaN or infinite values", "finite features", "extract them again, in float32 if in half"

@@ -4,7 +4,7 @@ from posthoc_lt.family import BOUNDS
 from posthoc_lt.search.choose import Choice, choose, misses
 from posthoc_lt.search.crossfit import cross_fit
 from posthoc_lt.search.curve import Curve, step_curve
-from posthoc_lt.search.figures import FIGURES, WEIGHTED, Constraint, value
+from posthoc_lt.search.figures import FIGURES, UTILITY, WEIGHTED, Constraint, value
 from posthoc_lt.search.folds import stratified_folds
 from posthoc_lt.search.goal import RULES, Goal
 from posthoc_lt.search.intervals import Intervals, winning_intervals
@@ -15,6 +15,7 @@ __all__ = [
     "BOUNDS",
     "FIGURES",
     "RULES",
+    "UTILITY",
     "WEIGHTED",
     "Choice",
     "Constraint",

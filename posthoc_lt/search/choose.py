@@ -156,11 +156,16 @@ def _choose_on_sheet(
 
 def _choose_on_path(path: Path, val: Features, goal: Goal, strict: bool) -> Choice:
     profile = profile_path(path, val)
-    inside = _inside(_slack(profile.predicted, val.labels, profile.classes, goal), goal, strict)
-    index, best, decided_by = _pick(profile, val.labels, goal, inside)
+    while True:
+        inside = _inside(_slack(profile.predicted, val.labels, profile.classes, goal), goal, strict)
+        index, best, decided_by = _pick(profile, val.labels, goal, inside)
+        draft, head = path.heads[index], path.at(path.knobs[index])
+        if head is draft:
+            break
+        profile.replace(index, head, val)  # no head is chosen for what its draft does
     reached = value(goal.figure, val.labels, profile.predicted[best], profile.classes, goal.groups)
     top = path.knobs[best]
-    return Choice(path.knobs[index], path.heads[index], decided_by, best=(reached, (top, top)))
+    return Choice(path.knobs[index], head, decided_by, best=(reached, (top, top)))
 
 
 def choose_index(profile: Profile, labels: Tensor, goal: Goal) -> int:

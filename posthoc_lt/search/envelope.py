@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.family import Family, KeptBias
 from posthoc_lt.features import Features
 from posthoc_lt.search.kept import Curves, overtaken
@@ -63,20 +64,20 @@ def walk(family: Family, features: Features, bounds: tuple[float, float]) -> Wal
     Raises:
         PosthocError: the family has no continuous knob.
     """
-    starts, steps, classes = [_NONE], [_NOTHING], 0
+    starts, steps = [_NONE], [_NOTHING]
     chunks = _curved(family, features, bounds) if isinstance(family, KeptBias) else _straight(family, features, bounds)
-    for rows, width, current, following in chunks:
-        classes = width
+    for rows, current, following in chunks:
         starts.append(current.cpu())
         steps.extend(_follow(current, following, bounds, rows.start))
-    sample, before, after, time = (torch.cat(parts) for parts in zip(*steps, strict=True))
-    return Walk(features.labels.cpu(), torch.cat(starts), sample, before, after, time, classes, bounds)
+    first = ranks.gathered(torch.cat(starts))
+    sample, before, after, time = (ranks.gathered(torch.cat(parts)) for parts in zip(*steps, strict=True))
+    return Walk(features.labels.cpu(), first, sample, before, after, time, family.at(bounds[0]).classes, bounds)
 
 
 _Step = tuple[Tensor, Tensor, Tensor, Tensor]
 _NONE = torch.empty(0, dtype=torch.int64)
 _NOTHING: _Step = (_NONE, _NONE, _NONE, torch.empty(0, dtype=torch.float64))
-_Chunk = tuple[slice, int, Tensor, Following]
+_Chunk = tuple[slice, Tensor, Following]
 
 
 def _follow(current: Tensor, following: Following, bounds: tuple[float, float], offset: int) -> Iterator[_Step]:
@@ -101,7 +102,7 @@ def _straight(family: Family, features: Features, bounds: tuple[float, float]) -
         ) -> tuple[Tensor, Tensor]:
             return _next_line(start[moving], slope[moving], current)
 
-        yield rows, start.shape[1], _in_front(start + bounds[0] * slope, slope), following
+        yield rows, _in_front(start + bounds[0] * slope, slope), following
 
 
 def _next_line(start: Tensor, slope: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,13 +116,13 @@ def _next_line(start: Tensor, slope: Tensor, current: Tensor) -> tuple[Tensor, T
 
 def _curved(family: KeptBias, features: Features, bounds: tuple[float, float]) -> Iterator[_Chunk]:
     head, log_scale = family.head.to(features.device), family.log_scale.to(features.device)
-    for rows, x in features.chunks(BLOCKS * head.classes, head.weight.dtype):
+    for rows, x in features.own_chunks(BLOCKS * head.classes, head.weight.dtype):
         curves = Curves(head(x).double() - head.bias.double(), log_scale, head.bias.double())
 
         def following(moving: Tensor, current: Tensor, now: Tensor, curves: Curves = curves) -> tuple[Tensor, Tensor]:
             return overtaken(curves.rows(moving), current, now, bounds[1])
 
-        yield rows, head.classes, _in_front(curves.at(bounds[0]), curves.slope(bounds[0])), following
+        yield rows, _in_front(curves.at(bounds[0]), curves.slope(bounds[0])), following
 
 
 def _in_front(values: Tensor, slope: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.family import Family
 from posthoc_lt.features import Features
 from posthoc_lt.search.lines import lines
@@ -42,12 +43,11 @@ def winning_intervals(family: Family, features: Features) -> Intervals:
     Raises:
         PosthocError: the family has no such intervals.
     """
-    low = torch.empty(len(features), dtype=torch.float64)
-    high = torch.empty_like(low)
+    low, high = (torch.zeros(len(features), dtype=torch.float64) for _ in range(2))
     for rows, start, slope in lines(family, features):
         labels = features.labels[rows].to(start.device)[:, None]
         low[rows], high[rows] = (bound.cpu() for bound in _intersect(labels, start, slope))
-    return Intervals(low, high)
+    return Intervals(ranks.total(low), ranks.total(high))
 
 
 _TIE = 1e-300

@@ -16,7 +16,7 @@ BLOCKS = 8
 
 
 def lines(family: Family, features: Features) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Chunks ``(rows, A, B)`` such that the predicted class at t is the argmax of A + t·B.
+    """This process's chunks ``(rows, A, B)`` such that the predicted class at t is the argmax of A + t·B.
 
     A `Line` is its own. In a `Power` of logits z, signs do not depend on t, so that only the logits of
     the best sign compete: positive ones by ln z − t·u, else zeros by index, else negative ones by
@@ -42,13 +42,13 @@ def lines(family: Family, features: Features) -> Iterator[tuple[slice, Tensor, T
 def _straight(family: Line, features: Features) -> Iterator[tuple[slice, Tensor, Tensor]]:
     origin, direction = family.origin.to(features.device), family.direction.to(features.device)
     constant = not direction.weight.any()
-    for rows, x in features.chunks(BLOCKS * origin.classes, origin.weight.dtype):
+    for rows, x in features.own_chunks(BLOCKS * origin.classes, origin.weight.dtype):
         yield rows, origin(x).double(), direction.bias[None].double() if constant else direction(x).double()
 
 
 def _logarithmic(family: Power, features: Features) -> Iterator[tuple[slice, Tensor, Tensor]]:
     head, log_scale = family.head.to(features.device), family.log_scale.to(features.device)
-    for rows, x in features.chunks(BLOCKS * head.classes, head.weight.dtype):
+    for rows, x in features.own_chunks(BLOCKS * head.classes, head.weight.dtype):
         logits = head(x).double()
         best = logits.amax(dim=1, keepdim=True).sign()
         # A zero logit stays zero at every t: best·(…) leaves exactly that.

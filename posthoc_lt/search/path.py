@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.family import Path
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
@@ -32,6 +33,10 @@ class Profile:
     losses: Tensor
     classes: int
 
+    def replace(self, index: int, head: Head, val: Features) -> None:
+        """Put another head in the place of one."""
+        self.predicted[index], self.losses[index] = _profile_head(head.to(val.device), val)
+
     def subset(self, index: Tensor) -> Profile:
         """The same for some of the samples."""
         return Profile(self.predicted[:, index], self.losses[:, :, index], self.classes)
@@ -47,8 +52,10 @@ def profile_path(path: Path, val: Features) -> Profile:
 def predict(head: Head, features: Features) -> Tensor:
     """The predicted classes (N,), in one pass."""
     head = head.to(features.device)
-    predicted = [head(x).argmax(dim=1).cpu() for _, x in features.chunks(head.classes, head.weight.dtype)]
-    return torch.cat([torch.empty(0, dtype=torch.int64), *predicted])
+    predicted = torch.zeros(len(features), dtype=torch.int64)
+    for rows, x in features.own_chunks(head.classes, head.weight.dtype):
+        predicted[rows] = head(x).argmax(dim=1).cpu()
+    return ranks.total(predicted)
 
 
 def pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple[int, int, str]:
@@ -87,13 +94,13 @@ def _likeliest(profile: Profile, weights: Tensor) -> int:
 
 
 def _profile_head(head: Head, val: Features) -> tuple[Tensor, Tensor]:
-    predicted = torch.empty(len(val), dtype=torch.int64)
-    losses = torch.empty(len(LOG_SCALES), len(val), dtype=torch.float64)
-    for rows, x in val.chunks(8 * head.classes, head.weight.dtype):
+    predicted = torch.zeros(len(val), dtype=torch.int64)
+    losses = torch.zeros(len(LOG_SCALES), len(val), dtype=torch.float64)
+    for rows, x in val.own_chunks(8 * head.classes, head.weight.dtype):
         labels, logits = val.labels[rows].to(x.device), head(x)
         predicted[rows] = logits.argmax(dim=1).cpu()
         for index, scale in enumerate(LOG_SCALES.exp().tolist()):
             losses[index, rows] = torch.nn.functional.cross_entropy(
                 logits.double() * scale, labels, reduction="none"
             ).cpu()
-    return predicted, losses
+    return ranks.total(predicted), ranks.total(losses)

@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.family import KeptBias, Line, Power
 from posthoc_lt.features import Features
 from posthoc_lt.search.likelihood import class_scores
@@ -27,14 +28,14 @@ def match_prior(
         target: (C,) class frequencies, summing to 1; 0 for classes that take no part.
         bounds: the range of t.
     """
-    scores, classes = class_scores(family)
+    scores, head = class_scores(family)
 
     def divergence(knob: float) -> float:
-        total = torch.zeros(classes, dtype=torch.float64)
-        for _, x in features.chunks(8 * classes):
-            logits = scores(x)(torch.tensor(knob, dtype=torch.float64, device=x.device))
-            total += torch.softmax(logits, dim=1).sum(dim=0).cpu()
-        mean = total / len(features)
+        shares = [
+            torch.softmax(scores(x)(knob).value, dim=1).sum(dim=0).cpu()
+            for _, x in features.own_chunks(8 * head.classes, head.weight.dtype)
+        ]
+        mean = ranks.added(shares, torch.zeros(head.classes, dtype=torch.float64)) / len(features)
         return float((torch.xlogy(target, target) - torch.xlogy(target, mean)).sum())
 
     grid = torch.linspace(*bounds, 33, dtype=torch.float64).tolist()

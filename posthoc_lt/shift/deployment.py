@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, listed
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
@@ -77,6 +78,7 @@ def estimate_prior(
     calibration: Calibrated,
     concentration: float | None = None,
     level: float = 0.95,
+    variance: Tensor | None = None,
 ) -> EstimatedPrior:
     """The class frequencies ρ under which unlabelled features were drawn, p(x|y) being as it was.
 
@@ -87,10 +89,10 @@ def estimate_prior(
     κ = 1 is maximum likelihood; larger κ draws the shares towards 1/C, which they reach without information.
 
     The interval solves (ρ̂ − ρ)² = z²(A + ρ(1 − ρ)/N): Wilson's, plus the variance A that confusion of classes
-    adds. A is from the observed information on the simplex at the estimate, with the complete-data information
-    for classes that no sample resembles; for κ > 1 a Newton step on the likelihood alone first takes the pull
-    towards 1/C out of the interval's middle. It does not hold the error of the calibration, nor that of p(x|y)
-    having changed after all.
+    adds, plus `variance`. A is from the observed information on the simplex at the estimate, with the complete-data
+    information for classes that no sample resembles; for κ > 1 a Newton step on the likelihood alone first takes the
+    pull towards 1/C out of the interval's middle. The interval holds the error of the calibration where `variance`
+    tells it, and not that of p(x|y) having changed after all.
 
     Some ten passes, each of N·C·(D + C) multiplications; memory for a few C×C matrices.
 
@@ -101,6 +103,7 @@ def estimate_prior(
         calibration: scale a and prior strength c, as `posthoc_lt.calibration.calibrate` fits them.
         concentration: κ ≥ 1; by default 1 up to 100 classes, 1.5 past them.
         level: of the interval, between 0 and 1.
+        variance: (C,) of each share, for what is uncertain beside the samples; none by default.
 
     Raises:
         PosthocError: shapes or options do not fit, features are not finite, there is no sample, or, with κ = 1,
@@ -109,10 +112,12 @@ def estimate_prior(
     kappa = (CONCENTRATION if head.classes > REGULARISED_PAST else 1.0) if concentration is None else concentration
     _check(head, features, log_prior, kappa, level)
     likelihood = _Likelihood(head, features, log_prior.double(), calibration, kappa - 1)
-    return _judge(likelihood, *_maximise(likelihood), level)
+    return _judge(likelihood, *_maximise(likelihood), level, variance)
 
 
-def _judge(likelihood: _Likelihood, point: _Point, objectives: tuple[float, ...], level: float) -> EstimatedPrior:
+def _judge(
+    likelihood: _Likelihood, point: _Point, objectives: tuple[float, ...], level: float, variance: Tensor | None
+) -> EstimatedPrior:
     """What the optimum is worth: intervals, what the samples tell, and how far it was reached.
 
     Raises:
@@ -127,7 +132,8 @@ def _judge(likelihood: _Likelihood, point: _Point, objectives: tuple[float, ...]
             "more samples than classes, and classes whose posteriors differ",
             "give more samples, or the target prior itself in a file, or a concentration above 1, say 1.5",
         )
-    low, high = _interval(point, samples, regularised, NormalDist().inv_cdf((1 + level) / 2))
+    more = torch.zeros_like(point.prior) if variance is None else variance.to(point.prior)
+    low, high = _interval(point, samples, regularised, NormalDist().inv_cdf((1 + level) / 2), more)
     return EstimatedPrior(
         prior=point.prior.cpu(),
         low=low.cpu(),
@@ -161,17 +167,18 @@ class _Likelihood:
     extra: float
 
     def measure(self, prior: Tensor) -> _Point:
-        total = prior.new_zeros(())
-        ratio, information = torch.zeros_like(prior), prior.new_zeros(len(prior), len(prior))
+        parts, information = [], prior.new_zeros(len(prior), len(prior))
         offset = -self.calibration.prior_strength * self.log_prior.to(prior.device)
-        for logits in float64_logits(self.head, self.features):
+        for _, logits in float64_logits(self.head, self.features):
             likelihood = torch.softmax(self.calibration.scale * logits + offset, dim=1)
             mixed = likelihood @ prior
             likelihood /= mixed[:, None]
-            total += mixed.log().sum()
-            ratio += likelihood.sum(dim=0)
+            parts.append(torch.cat([likelihood.sum(dim=0), mixed.log().sum()[None]]))
             information.addmm_(likelihood.T, likelihood)
-        objective = float(total) + (self.extra * float(prior.log().sum()) if self.extra else 0.0)
+        found, information = ranks.added(parts, prior.new_zeros(len(prior) + 1)), ranks.total(information)
+        ratio, objective = found[:-1], float(found[-1])
+        if self.extra:
+            objective += self.extra * float(prior.log().sum())
         return _Point(prior, objective, ratio / len(self.features), information)
 
     def em_step(self, point: _Point) -> Tensor:
@@ -275,8 +282,8 @@ def _identifiable(point: _Point, samples: int) -> Tensor:
     return found
 
 
-def _interval(point: _Point, samples: int, pulled: bool, z: float) -> tuple[Tensor, Tensor]:
-    """The score interval of each share; `pulled` where a Dirichlet prior has moved the estimate."""
+def _interval(point: _Point, samples: int, pulled: bool, z: float, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """The score interval of each share; `pulled` where a Dirichlet prior has moved the estimate, `variance` on top."""
     floor = point.prior.clamp(min=0.5 / samples)
     matrix = point.information.clone()
     # What the samples would hold on classes that they lack: it makes the complete-data variance the floor.
@@ -288,7 +295,7 @@ def _interval(point: _Point, samples: int, pulled: bool, z: float) -> tuple[Tens
     middle = point.prior
     if pulled:
         middle = (middle + samples * covariance @ point.ratio).clamp(0, 1)
-    confusion = (covariance.diagonal() - (floor - floor.square() / floor.sum()) / samples).clamp(min=0)
+    confusion = (covariance.diagonal() - (floor - floor.square() / floor.sum()) / samples).clamp(min=0) + variance
     a = 1 + z * z / samples
     b = middle + z * z / (2 * samples)
     reach = (b.square() - a * (middle.square() - z * z * confusion)).clamp(min=0).sqrt()

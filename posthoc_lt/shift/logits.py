@@ -10,9 +10,9 @@ from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 
 
-def float64_logits(head: Head, features: Features) -> Iterator[Tensor]:
-    """Float64 logits, block by block."""
+def float64_logits(head: Head, features: Features) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and float64 logits, block by block, of this process's share of the samples."""
     here = head.to(features.device)
-    for _, x in features.chunks(4 * head.classes, head.weight.dtype):
+    for rows, x in features.own_chunks(4 * head.classes, head.weight.dtype):
         logits = here(x)
-        yield (logits.cpu() if logits.device.type == "mps" else logits).double()  # MPS has no float64
+        yield rows, (logits.cpu() if logits.device.type == "mps" else logits).double()  # MPS has no float64

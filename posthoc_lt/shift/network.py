@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, listed
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
@@ -43,11 +44,9 @@ def model_prior(head: Head, features: Features) -> Tensor:
         )
     labels = features.labels
     mean = torch.zeros(head.classes, head.classes, dtype=torch.float64)
-    start = 0
-    for logits in float64_logits(head, features):
-        p = torch.softmax(logits, dim=1).cpu()
-        mean.index_add_(0, labels[start : start + len(p)].cpu(), p)
-        start += len(p)
+    for rows, logits in float64_logits(head, features):
+        mean.index_add_(0, labels[rows].cpu(), torch.softmax(logits, dim=1).cpu())
+    mean = ranks.total(mean)
     if not bool(mean.isfinite().all()):
         raise PosthocError("features with NaN or infinite values", "finite features", "extract them again in float32")
     return _stationary(mean / counts[:, None].cpu())
