@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from posthoc_lt.files import load_features, load_head, save_features, save_head
     from posthoc_lt.head import Head
     from posthoc_lt.methods import METHODS
-    from posthoc_lt.pipeline import Comparison, Fitted, Result, compare, fit, rebalance
+    from posthoc_lt.pipeline.fit import Fitted, fit
+    from posthoc_lt.pipeline.rebalance import compare, rebalance
+    from posthoc_lt.pipeline.result import Comparison, Result
 
 __version__ = "0.1.0"
 

@@ -34,7 +34,7 @@ def test_tau_search_tells_the_confidence_set(there: Path, capsys: pytest.Capture
     found = json_of("tau-search --select metric", capsys)
     low, high = found["tau_interval"]
     assert 0 <= low <= found["plateau"][0] <= found["tau"] <= found["plateau"][1] <= high <= 4
-    assert f"95% confidence set of the best tau: {low:.3f} to {high:.3f}" in " ".join(
+    assert f"95% confidence set of the best tau: {low:.4g} to {high:.4g}" in " ".join(
         out_of("tau-search", capsys).split()
     )
     assert "tau_interval" not in json_of("logit-adjust --tau 1", capsys)

@@ -19,10 +19,10 @@ from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import GROUPS, group_classes
 from posthoc_lt.pipeline import Fitted, as_features, fit
+from posthoc_lt.pipeline import knob as knobs
 from posthoc_lt.pipeline.fit import Selection
 from posthoc_lt.pipeline.notes import notes
 from posthoc_lt.report import Table, render
-from posthoc_lt.report.text import metric_name
 from posthoc_lt.search import BOUNDS
 from posthoc_lt.search import pareto as pareto_curve
 
@@ -32,6 +32,7 @@ _shared = options.together(
     options.select,
     options.subject_to,
     options.class_weight,
+    options.cost,
     options.groups,
     options.device,
     options.out(None, "Write the fitted head to this file."),
@@ -93,6 +94,7 @@ def run(
     select: str,
     subject_to: tuple[str, ...],
     class_weight: tuple[float, ...] | None,
+    cost: tuple[tuple[float, ...], ...] | None,
     groups: tuple[float, float],
     device: str,
     out: Path | None,
@@ -108,7 +110,9 @@ def run(
     cached = as_features(features, device=device)
     made = make(cached)
     made.note(cached, quiet)
-    selection = Selection(metric, select, subject_to, groups, class_weight=class_weight)
+    target = made.method.target(cached.training)
+    aim = None if target is None else tuple(target.tolist())
+    selection = Selection(metric, select, subject_to, groups, class_weight=class_weight, cost=cost, target=aim)
     baseline = fit("baseline", cached, selection=selection.free())
     fitted = fit(made.method, cached, knob=knob, selection=selection)
     output.warn_unsolved(fitted, quiet)
@@ -125,8 +129,8 @@ def run(
         output.print_json({**opening, **record, "head": written})
         return
     if form == "table":
-        aimed = selection.goal_of(made.method, cached).metric != metric
-        output.say(_headline(fitted, "accuracy under the target prior" if aimed else metric_name(metric)))
+        output.say("\n".join(knobs.told(fitted, selection, selection.goal_of(made.method, cached).metric)))
+        output.print_curve(fitted)
     if fitted.val is not None or fitted.test is not None:
         rows = [baseline.row(), fitted.row(chosen=True)] if fitted.name != "baseline" else [baseline.row()]
         chosen_on = "val" if fitted.chosen_on_val else None
@@ -146,38 +150,9 @@ def _trades(fitted: Fitted, features: FeatureSet, edges: tuple[float, float]) ->
             "extract again with a val/ folder",
         )
     found = pareto_curve(fitted.family, features.val, group_classes(features.counts, edges), BOUNDS)
-    return [{"tau_from": each.low, "tau_to": each.high, "many": each.head, "few": each.tail} for each in found]
-
-
-def _headline(fitted: Fitted, metric: str) -> str:
-    """How the knob came about, in a line or two."""
-    knob, choice = fitted.method.knob, fitted.choice
-    if knob is None or choice.knob is None:
-        return fitted.name
-    knobs = ", ".join(f"{name} = {number:.4g}" for name, number in fitted.knobs.items())
-    lines = [f"{fitted.name}: {knobs} ({_REASONS[choice.decided_by]})"]
-    if choice.curve is not None and choice.best is not None and choice.plateau is not None:
-        value, (low, high) = choice.best
-        lines.append(
-            f"validation {metric} {100 * choice.curve.at(choice.knob):.1f}%, the same from "
-            f"{choice.plateau[0]:.3f} to {choice.plateau[1]:.3f}; "
-            f"its exact maximum {100 * value:.1f}% lies from {low:.3f} to {high:.3f}"
-        )
-    if choice.interval is not None:
-        lines.append(f"95% confidence set of the best {knob}: {choice.interval[0]:.3f} to {choice.interval[1]:.3f}")
-    return "\n".join(lines)
-
-
-_REASONS = {
-    "given": "given",
-    "metric": "the maximum of the validation metric",
-    "likelihood": "the validation likelihood's choice",
-    "guard": "the nearest to the validation likelihood's choice that the metric supports",
-    "cross-fit": "the median of the best on 20 halves of the validation samples",
-    "label-free": "without labels: spreads predictions over unlabelled validation samples as the target says",
-    "untuned": "untuned: no validation split to choose on; extract again with a val/ folder",
-    "none": "nothing to choose",
-}
+    return [
+        {**each.outer, "tau_from": each.low, "tau_to": each.high, "many": each.head, "few": each.tail} for each in found
+    ]
 
 
 def _own_options(method: type[Method]) -> list[Callable[[Any], Any]]:
