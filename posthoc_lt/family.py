@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -127,16 +128,18 @@ class Path:
 
     Args:
         knobs: the knob values.
-        heads: the head fitted at each.
+        heads: the head fitted at each, or a draft of it that has not converged, fit to choose by.
         certificates: how well each fit ended, or nothing where no minimisation took place.
+        finish: puts in the place of one draft, by its index, what it drafts; nothing where it is no draft.
     """
 
     knobs: tuple[float, ...]
-    heads: tuple[Head, ...]
-    certificates: tuple[Certificate, ...] = ()
+    heads: Sequence[Head]
+    certificates: Sequence[Certificate] = ()
+    finish: Callable[[int], None] | None = None
 
     def at(self, knob: float | None) -> Head:
-        """The head fitted at exactly this knob value.
+        """The head fitted at exactly this knob value, finished if it was a draft.
 
         Raises:
             PosthocError: none was.
@@ -145,7 +148,10 @@ class Path:
             raise PosthocError(
                 f"knob value {knob}", f"one of {', '.join(f'{k:g}' for k in self.knobs)}", "fit it at that value first"
             )
-        return self.heads[self.knobs.index(knob)]
+        index = self.knobs.index(knob)
+        if self.finish is not None:
+            self.finish(index)
+        return self.heads[index]
 
 
 @dataclass(frozen=True, eq=False)

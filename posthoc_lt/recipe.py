@@ -13,6 +13,7 @@ from posthoc_lt.errors import PosthocError, listed
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.losses import cross_entropy
+from posthoc_lt.progress import through
 from posthoc_lt.sampling import ClassAwareSampler, EpochSampler
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -170,7 +171,7 @@ def _descend(
     optimiser = torch.optim.SGD(
         parameters, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
     )
-    for epoch in range(1, schedule.epochs + 1):
+    for epoch in through(range(1, schedule.epochs + 1), "training", "epochs"):
         sampler.set_epoch(epoch - 1)
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate(epoch)

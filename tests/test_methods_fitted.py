@@ -16,7 +16,7 @@ from posthoc_lt.family import Path
 from posthoc_lt.features import Features, Training
 from posthoc_lt.head import Head
 from posthoc_lt.methods import METHODS
-from posthoc_lt.solver import L2_PATH
+from posthoc_lt.solver import penalties
 
 
 @pytest.mark.parametrize("name", ["affine", "crt", "lws", "refit"])
@@ -24,7 +24,7 @@ def test_a_path_carries_a_certificate_for_every_head(name: str) -> None:
     p = problem()
     family = METHODS[name]().fit(p.head(), p.training())
     assert isinstance(family, Path)
-    assert family.knobs == L2_PATH
+    assert family.knobs == penalties(None)
     assert len(family.knobs) == len(family.heads) == len(family.certificates) == 13
     assert list(family.knobs) == sorted(family.knobs, reverse=True)
     assert all(c.converged and c.gradient_norm <= 1e-8 for c in family.certificates)

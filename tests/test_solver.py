@@ -141,7 +141,7 @@ def test_large_scalings_end_where_small_ones_do(offsets: bool, monkeypatch: pyte
     for one, other in zip(small, fit_scaling(p.head(), features, weights, [1.0, 1e-3], centre), strict=True):
         assert other.certificate.converged
         assert other.certificate.objective == pytest.approx(one.certificate.objective, rel=1e-4)
-        torch.testing.assert_close(other.weight, one.weight, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(other.weight.double(), one.weight, rtol=1e-2, atol=1e-2)
 
 
 @given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=6), share=st.floats(0.05, 1.0), seed=st.integers(0, 99))
@@ -150,7 +150,7 @@ def test_a_sketch_keeps_rare_classes_whole_and_every_class_s_weight(counts: list
     y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))]
     weight = class_weights(torch.tensor(counts))
-    found = sketch(Blocks(Features(torch.arange(len(y)).double()[:, None], y), weight), share, torch.float64)
+    found = sketch(Blocks(Features(torch.arange(len(y)).double()[:, None], y), weight), torch.float64, share)
     rows = found.features.x[:, 0].long()
     assert torch.equal(found.features.labels, y[rows])
     assert rows.tolist() == sorted(set(rows.tolist()))
@@ -263,7 +263,6 @@ def test_a_path_is_in_the_dtype_and_form_of_the_head() -> None:
     features = Features(torch.tensor(p.x), torch.tensor(p.y))
     solutions = fit_logistic(features, class_weights(torch.tensor(p.counts)), [1.0, 0.1])
     fitted = path(Head.without_bias(torch.ones(4, 5)), [1.0, 0.1], solutions)
-    assert fitted.certificates == tuple(solution.certificate for solution in solutions)
     assert torch.equal(fitted.at(0.1).weight, solutions[1].weight.float())
     assert not fitted.at(0.1).has_bias
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -13,7 +14,7 @@ from posthoc_lt.head import Head
 from posthoc_lt.methods.method import Method
 from posthoc_lt.priors import class_weights
 from posthoc_lt.recipe import LWS_SCHEDULE, sgd_scales
-from posthoc_lt.solver import Solution, fit_scaling, path, penalties
+from posthoc_lt.solver import Certified, Solution, is_large, path, penalties, solved_path, trace_scaling
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class LWS(Method):
     small l2: the factors that fit the train samples best. A factor may be negative.
 
     Args:
-        l2: the weight decay; None fits 13 from 10 to 1e-5.
+        l2: the weight decay; None fits 13 from 10 to 1e-5, 7 on large problems.
         recipe: ``convex``, or ``paper``: the authors' SGD on cached features (`posthoc_lt.recipe.sgd_scales`), with
             l2 its weight decay, 5e-4 by default.
 
@@ -48,10 +49,15 @@ class LWS(Method):
 
     def fit(self, head: Head, training: Training) -> Path:
         """A head a penalty, the strongest first, with certificates; by the paper's recipe a single one."""
-        features, l2 = training.require(self.name), penalties(self.l2)
+        features = training.require(self.name)
+        l2 = penalties(self.l2, is_large(features, head.classes))
         if self.recipe == "paper":
             decay = LWS_SCHEDULE.weight_decay if self.l2 is None else l2[0]
             found = sgd_scales(features, head, schedule=replace(LWS_SCHEDULE, weight_decay=decay))
             return path(head, (decay,), (Solution(found.weight, found.bias),))
-        weights = class_weights(features.counts(head.classes), q=0.0)
-        return path(head, l2, fit_scaling(head, features, weights, l2, centre=torch.zeros(head.classes, 1)))
+        weights, centre = class_weights(features.counts(head.classes), q=0.0), torch.zeros(head.classes, 1)
+
+        def solve(l2: Sequence[float], start: Solution | None) -> Iterator[Certified]:
+            return trace_scaling(head, features, weights, l2, centre, start, draft=len(l2) > 1)
+
+        return solved_path(head, l2, solve)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ LARGE = 1 << 28
 """From this many multiplications in one product of features and weights on, float32 and drafts save time."""
 ROUNDING = 1e-4
 """The relative gradient norm down to which float32 is trusted."""
+SHARE, SKETCH_ELEMENTS = 0.3, 1 << 26
+"""How many of the samples, and features in all, a sketch has at most."""
 
 
 class Block(NamedTuple):
@@ -29,7 +32,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Repeated passes over labelled features; features of a single block are converted once.
+    """Repeated passes over this process's share of labelled features; a share of one block is converted once.
 
     Args:
         features: N labelled samples.
@@ -42,18 +45,18 @@ class Blocks:
     dtype: torch.dtype = torch.float64
 
     def __iter__(self) -> Iterator[Block]:
-        if len(self._first.x) == len(self.features):
-            return iter((self._first,))
-        return self._read()
+        return self._read() if self._only is None else iter(self._only)
 
     @cached_property
-    def _first(self) -> Block:
-        return next(self._read())
+    def _only(self) -> tuple[Block, ...] | None:
+        """The share's one block, or none; None where there are more."""
+        first = tuple(islice(self._read(), 2))
+        return first if len(first) < 2 else None
 
     def _read(self) -> Iterator[Block]:
         labels, device = self.features.labels, self.features.device
         weight = self.class_weight.to(device, self.dtype)
-        for rows, x in self.features.chunks(len(weight), self.dtype):
+        for rows, x in self.features.own_chunks(len(weight), self.dtype):
             y = labels[rows].to(device)
             yield Block(x, y, weight[y])
 
@@ -84,8 +87,12 @@ def require_finite(*results: Tensor) -> None:
         )
 
 
-def sketch(blocks: Blocks, share: float, dtype: torch.dtype) -> Blocks:
-    """About `share` of the samples that weigh as all do: rare classes whole, frequent ones evenly thinned."""
+def sketch(blocks: Blocks, dtype: torch.dtype, share: float = SHARE) -> Blocks:
+    """A `share` of the samples that weighs as all do: rare classes whole, frequent ones evenly thinned.
+
+    It is held in memory, and so a smaller share of very many samples (`SKETCH_ELEMENTS`).
+    """
+    share = min(share, SKETCH_ELEMENTS / max(1, blocks.features.x.numel()))
     features, weight = blocks.features, blocks.class_weight
     labels, counts = features.labels.cpu(), features.counts(len(blocks.class_weight)).cpu()
     cap = _cap(counts, share)

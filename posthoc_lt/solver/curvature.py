@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
+
 Samples = Iterable[tuple[Tensor, Tensor, Tensor]]
 """Blocks of standardised features (n, D), sample weights (n,) and probabilities (n, C)."""
 Inverse = Callable[[Tensor], Tensor]
@@ -29,24 +31,25 @@ def invert_hessian(samples: Samples, point: Tensor, l2: float) -> Inverse:
     def apply(gradient: Tensor) -> Tensor:
         # A constant added to every class changes no probability: keep it out of the search.
         step = solve(gradient - gradient.mean(dim=0))
-        return step - step.mean(dim=0)
+        return step.sub_(step.mean(dim=0))
 
     return apply
 
 
 def _invert_blocks(samples: Samples, point: Tensor, l2: float) -> Inverse:
-    """Σ wᵢ p_ic(1 − p_ic) x̃ᵢx̃ᵢᵀ + l2 for each class c."""
-    blocks = point.new_zeros(*point.shape, point.shape[1])
+    """Σ wᵢ p_ic(1 − p_ic) x̃ᵢx̃ᵢᵀ + l2 for each class c, in float64."""
+    blocks = point.new_zeros(*point.shape, point.shape[1], dtype=torch.float64)
     for x, w, p in samples:
         padded = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
         curvature = (p * (1 - p)).clamp(min=1e-9) * w[:, None]
         for block, h in zip(blocks, curvature.T, strict=True):
             block += padded.T @ (padded * h[:, None])
+    blocks = ranks.total(blocks)
     diagonal = blocks.diagonal(dim1=1, dim2=2)
     diagonal[:, :-1] += l2
     diagonal += 1e-12 * diagonal.max()
     factors = torch.linalg.cholesky(blocks)
-    return lambda g: torch.cholesky_solve(g[:, :, None], factors)[:, :, 0]
+    return lambda g: torch.cholesky_solve(g[:, :, None].double(), factors)[:, :, 0].to(g)
 
 
 def _invert_likeness(samples: Samples, point: Tensor, l2: float) -> Inverse:
@@ -55,19 +58,21 @@ def _invert_likeness(samples: Samples, point: Tensor, l2: float) -> Inverse:
     S = Σ hᵢ(xᵢ − n)(xᵢ − n)ᵀ / Σ hᵢ around n = Σ hᵢxᵢ / Σ hᵢ, where the bias comes apart, with
     hᵢ = wᵢ(1 − ‖pᵢ‖²) and d_c = Σ wᵢ p_ic(1 − p_ic).
     """
-    dimensions = point.shape[1] - 1
-    shape, centre = point.new_zeros(dimensions, dimensions), point.new_zeros(dimensions)
-    size, total = point.new_zeros(len(point)), point.new_zeros(())
+    classes, dimensions = point.shape[0], point.shape[1] - 1
+    shape = point.new_zeros(dimensions, dimensions, dtype=torch.float64)
+    centre, size, total = shape.new_zeros(dimensions), shape.new_zeros(classes), shape.new_zeros(1)
     for x, w, p in samples:
         h = w * (1 - p.square().sum(dim=1)).clamp(min=1e-9)
         shape += x.T @ (x * h[:, None])
         centre, total, size = centre + h @ x, total + h.sum(), size + w @ (p * (1 - p)).clamp(min=1e-9)
+    shape, centre, total, size = (ranks.total(each) for each in (shape, centre, total, size))
     centre = centre / total
-    values, vectors = torch.linalg.eigh(shape / total - torch.outer(centre, centre))
-    divisor = size[:, None] * values.clamp(min=0) + l2
+    found = torch.linalg.eigh((shape / total - torch.outer(centre, centre)).to(point))
+    (values, vectors), centre, size = found, centre.to(point), size.to(point)
 
     def solve(g: Tensor) -> Tensor:
-        weight = ((g[:, :-1] - g[:, -1:] * centre) @ vectors / divisor) @ vectors.T
+        weight = torch.addr(g[:, :-1], g[:, -1], centre, alpha=-1) @ vectors
+        weight = weight.div_(torch.outer(size, values.clamp(min=0)).add_(l2)) @ vectors.T
         return torch.cat([weight, (g[:, -1] / size - weight @ centre)[:, None]], dim=1)
 
     return solve

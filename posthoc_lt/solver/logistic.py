@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError
+from posthoc_lt.family import Certificate
 from posthoc_lt.features import Features
+from posthoc_lt.progress import through
 from posthoc_lt.solver.blocks import ROUNDING, Blocks, cross_entropy, is_large, sketch
 from posthoc_lt.solver.curvature import invert_hessian
-from posthoc_lt.solver.minimise import STEPS, TOLERANCE, Objective, Precondition, minimise
+from posthoc_lt.solver.minimise import STEPS, TOLERANCE, Objective, Pair, Precondition, memory, minimise
 from posthoc_lt.solver.moments import class_sums
-from posthoc_lt.solver.penalties import Certified
+from posthoc_lt.solver.penalties import Certified, Solution
 
 LARGE_TOLERANCE = 1e-3
 """What a large problem is solved to by default; its head's predictions hardly move beyond that."""
-SHARE, DRAFT = 0.4, 3e-3
-"""Of the samples, those that the draft and the curvature of a large problem are taken from; where the draft ends."""
+DRAFT = 1e-2
+"""What a head is drafted to that validation will choose among; where on a part of the samples, a third of that."""
 
 
 def fit_logistic(
@@ -57,32 +61,76 @@ def fit_logistic(
     >>> fit_logistic(features, torch.tensor([0.5, 0.5]), [0.1])[0].certificate.converged
     True
     """
+    return tuple(trace_logistic(features, class_weight, l2, towards=towards, tolerance=tolerance, steps=steps))
+
+
+def trace_logistic(
+    features: Features,
+    class_weight: Tensor,
+    l2: Sequence[float],
+    start: Solution | None = None,
+    *,
+    towards: Tensor | None = None,
+    draft: bool = False,
+    tolerance: float | None = None,
+    steps: int = STEPS,
+) -> Iterator[Certified]:
+    """The same one after another, so that none has to be kept.
+
+    Args:
+        features, class_weight, l2, towards, tolerance, steps: as for `fit_logistic`.
+        start: where to begin, such as a draft.
+        draft: whether a relative gradient norm of 1e-2 will do for a large problem; it has not converged then.
+    """
     large = is_large(features, len(class_weight))
     tolerance = tolerance or (LARGE_TOLERANCE if large else TOLERANCE)
     problem = _standardise(features, class_weight, towards, torch.float32 if large else torch.float64)
-    point = before = problem.start()
-    solutions = []
-    for index, penalty in enumerate(l2):
-        objective, drafts = _ladder(replace(problem, l2=penalty), large, index == 0, tolerance)
-        # The last two fits point to the next: halves the steps of a path.
-        start, before = 2 * point - before, point
-        point, certificate = minimise(objective, start, drafts=drafts, tolerance=tolerance, steps=steps)
-        weight = point[:, :-1] / problem.spread
-        solutions.append(Certified(weight, point[:, -1] - weight @ problem.mean, certificate))
-    return tuple(solutions)
+    fresh = problem.start() if start is None else problem.fold(start)
+    point = before = fresh
+    pairs, last = memory(point), l2[0]
+    for penalty in through(l2, "solving", "penalties", "l2 = {:.3g}".format):
+        objective = replace(problem, l2=penalty)
+        if large:
+            _stiffen(pairs, penalty - last)
+        else:  # where fresh curvature is cheap and exact
+            pairs.clear()
+        drafts: list[tuple[Objective, float]] = []
+        if large and point is fresh and start is None:  # only the first of a path starts far off
+            drafts = [(replace(objective, blocks=problem.curving), DRAFT / 3)]
+        # The last two fits point to the next.
+        ahead = point if before is point else 2 * point - before
+        before, last = point, penalty
+        point, certificate = minimise(
+            objective,
+            ahead,
+            drafts=drafts,
+            tolerance=max(tolerance, ROUNDING) if large else tolerance,
+            enough=DRAFT if draft and large else None,
+            steps=steps,
+            pairs=pairs,
+        )
+        if large and tolerance < ROUNDING:
+            exact = replace(objective, blocks=replace(problem.blocks, dtype=torch.float64))
+            rest = steps - certificate.iterations
+            found, certificate = minimise(exact, exact.centred(point.double()), tolerance=tolerance, steps=rest)
+            certificate = replace(certificate, iterations=certificate.iterations + steps - rest)
+            yield problem.unfold(found, certificate)
+        else:
+            yield problem.unfold(point, certificate)
 
 
 @dataclass(frozen=True, eq=False)
 class _Logistic:
     """Penalised cross-entropy of a (C, D + 1) point, its last column the bias, on features (x − m)/σ.
 
-    The blocks hold x itself: m and σ are folded into the weights, which are fewer.
+    The blocks hold x itself: m and σ are folded into the weights, which are fewer. Points are in the blocks' dtype,
+    sums over blocks in float64.
     """
 
     blocks: Blocks
     curving: Blocks
     mean: Tensor
-    spread: Tensor
+    spread: float
     centre: Tensor
     scale: float
     l2: float = 0.0
@@ -93,73 +141,96 @@ class _Logistic:
 
     def start(self) -> Tensor:
         """The centre of the penalty, with the biases that are best at all-zero weights."""
-        counts = self.blocks.features.counts(len(self.centre)).to(self.centre)
-        bias = (self.blocks.class_weight.to(counts) * counts).log()
-        return torch.cat([self.centre, (bias - bias.mean())[:, None]], dim=1)
+        shares = self.blocks.class_weight
+        bias = (shares * self.blocks.features.counts(len(shares)).to(shares)).log().to(self.blocks.dtype)
+        weight = self.centre.expand(len(shares), len(self.mean))
+        return torch.cat([weight, (bias - bias.mean())[:, None]], dim=1)
+
+    def fold(self, solution: Solution) -> Tensor:
+        """The point of a head for features as they are."""
+        weight = solution.weight.to(self.mean.device, self.blocks.dtype)
+        bias = solution.bias.to(self.mean) + weight.to(self.mean) @ self.mean
+        return self.centred(torch.cat([weight * self.spread, bias[:, None].to(weight)], dim=1))
+
+    def centred(self, point: Tensor) -> Tensor:
+        """The point without what rounding has put where the search does not go: a weight common to all classes."""
+        away = point[:, :-1] - self.centre
+        point[:, :-1] -= away.mean(dim=0)
+        return point
+
+    def unfold(self, point: Tensor, certificate: Certificate) -> Certified:
+        """The head of a point."""
+        return Certified(*self._head(point, point.dtype), certificate)
 
     def evaluate(self, point: Tensor) -> tuple[float, Tensor]:
-        weight, bias = self._unfold(point, self.blocks.dtype)
-        away = point[:, :-1] - self.centre
-        value, slope, total = self.l2 / 2 * away.square().sum(), torch.zeros_like(away), torch.zeros_like(point[:, -1])
+        # Of a tensor of (C, D) there are here as few at a time as can be: on large data each is dear.
+        penalty = self.l2 / 2 * _square(point[:, :-1] - self.centre)
+        weight, bias = self._head(point, self.blocks.dtype)
+        slope = self.mean.new_zeros(weight.shape)
+        total = self.mean.new_zeros(len(weight) + 1)  # the loss, and the residuals of each class
         for block in self.blocks:
             loss, residual = cross_entropy(torch.addmm(bias, block.x, weight.T), block)
-            value, slope, total = value + loss, slope + residual.T @ block.x, total + residual.sum(dim=0)
-        slope = (slope - torch.outer(total, self.mean)) / self.spread + self.l2 * away
-        return value.item(), torch.cat([slope, total[:, None]], dim=1)
+            slope += residual.T @ block.x
+            total += torch.cat([loss[None], residual.sum(dim=0, dtype=total.dtype)])
+        del weight
+        slope, total = ranks.total(slope), ranks.total(total)
+        slope.addr_(total[1:], self.mean, alpha=-1).div_(self.spread)
+        gradient = torch.empty_like(point)
+        gradient[:, :-1], gradient[:, -1] = slope, total[1:]
+        del slope
+        gradient[:, :-1].add_(point[:, :-1], alpha=self.l2).sub_(self.centre, alpha=self.l2)
+        return total[0].item() + penalty, gradient
 
     def precondition(self, point: Tensor) -> Precondition:
         return invert_hessian(self._probabilities(point), point, self.l2)
 
-    def _unfold(self, point: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _head(self, point: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The weights and bias for features as they are."""
         weight = point[:, :-1] / self.spread
-        return weight.to(dtype), (point[:, -1] - weight @ self.mean).to(dtype)
+        return weight.to(dtype), (point[:, -1].double() - weight.double() @ self.mean).to(dtype)
 
     def _probabilities(self, point: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         dtype = self.curving.dtype
-        weight, bias = self._unfold(point, dtype)
+        weight, bias = self._head(point, dtype)
         for x, _, w in self.curving:
             p = torch.softmax(torch.addmm(bias, x, weight.T), dim=1)
-            yield (x - self.mean.to(dtype)) / self.spread.to(dtype), w, p
+            yield (x - self.mean.to(dtype)) / self.spread, w, p
 
 
-def _ladder(
-    problem: _Logistic, large: bool, first: bool, tolerance: float
-) -> tuple[_Logistic, list[tuple[Objective, float]]]:
-    """What is minimised, and the drafts before it; a sketch only for the first of a path, which starts far off."""
-    if not large:
-        return problem, []
-    drafts: list[tuple[Objective, float]] = [(replace(problem, blocks=problem.curving), DRAFT)] if first else []
-    if tolerance >= ROUNDING:
-        return problem, drafts
-    exact = replace(problem.blocks, dtype=torch.float64)
-    return replace(problem, blocks=exact), [*drafts, (problem, ROUNDING)]
+def _square(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+
+
+def _stiffen(pairs: deque[Pair], more: float) -> None:
+    """Make of what was remembered under one penalty what it were under another: the penalty's curvature is known."""
+    for _ in range(len(pairs) if more else 0):
+        pair = pairs.popleft()
+        pair.change[:, :-1].add_(pair.step[:, :-1], alpha=more)
+        changed = Pair.of(pair.step, pair.change)
+        if changed.curvature > 0:
+            pairs.append(changed)
 
 
 def _standardise(features: Features, class_weight: Tensor, towards: Tensor | None, dtype: torch.dtype) -> _Logistic:
-    """The problem without penalty, in the weighted mean m (D,) and the root σ () of a feature's mean variance."""
+    """The problem without penalty, in the weighted mean m (D,) and the root σ of a feature's mean variance."""
     class_weight = class_weight.to(features.device, torch.float64)
     blocks, classes = Blocks(features, class_weight, dtype), len(class_weight)
     sums, counts = class_sums(features, classes, dtype), features.counts(classes).to(class_weight)
     mean = class_weight @ sums
-    variance, largest = torch.zeros_like(mean[0]), torch.zeros_like(mean[0])
+    variance, largest = mean.new_zeros(1), mean.new_zeros(1)
     for x, _, w in blocks:
-        variance += (w @ (x - mean.to(dtype)).square().mean(dim=1)).double()
-        largest = torch.maximum(largest, x.abs().max().double())
-    if variance.sqrt() <= 1e-12 * largest:
+        variance += (w @ (x - mean.to(dtype)).square_().mean(dim=1)).double()
+        largest = torch.stack([largest[0], *map(abs, x.aminmax())]).max()[None].double()
+    spread, largest = ranks.total(variance).sqrt(), ranks.gathered(largest).max()
+    if spread <= 1e-12 * largest:
         raise PosthocError(
             "train features that are all alike",
             "features that differ from sample to sample",
             "check the preprocessing: the network seems to see the same input every time",
         )
-    spread = variance.sqrt()
-    at_zero = torch.cat(
-        [
-            (class_weight * counts)[:, None] * mean / spread - class_weight[:, None] * sums / spread,
-            (1 / classes - class_weight * counts)[:, None],
-        ],
-        dim=1,
-    )
-    centre = torch.zeros_like(sums) if towards is None else towards.to(sums) * spread
-    curving = sketch(blocks, SHARE, dtype) if dtype == torch.float32 else blocks
-    return _Logistic(blocks, curving, mean, spread, centre, max(1e-3, at_zero.norm().item()))
+    shares = class_weight * counts
+    at_zero = torch.outer(shares, mean).sub_(sums.mul_(class_weight[:, None])).div_(spread)
+    scale = (_square(at_zero) + _square(1 / classes - shares)) ** 0.5
+    centre = mean.new_zeros(1, 1) if towards is None else towards.to(mean) * spread
+    curving = sketch(blocks, dtype) if dtype == torch.float32 else blocks
+    return _Logistic(blocks, curving, mean, spread.item(), centre.to(dtype), max(1e-3, scale))

@@ -11,15 +11,35 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.family import Certificate
+from posthoc_lt.progress import bar
 from posthoc_lt.solver.blocks import require_finite
 
 TOLERANCE = 1e-8
 STEPS = 2000
-MEMORY = 10
+MEMORY, MEMORY_ELEMENTS = 10, 1 << 26
+"""How many steps L-BFGS remembers; past so many elements in all (256 MB in float32) fewer, at least 2."""
 REFRESH = 30
 """Steps after which the preconditioner is made anew, for a start far from the minimum."""
 
 Precondition = Callable[[Tensor], Tensor]
+
+
+class Pair(NamedTuple):
+    """A step taken, what the gradient did along it, and their product."""
+
+    step: Tensor
+    change: Tensor
+    curvature: float
+
+    @staticmethod
+    def of(step: Tensor, change: Tensor) -> Pair:
+        """The pair with its product."""
+        return Pair(step, change, _dot(step, change))
+
+
+def memory(point: Tensor) -> deque[Pair]:
+    """An empty memory for steps from such a point."""
+    return deque(maxlen=min(MEMORY, max(2, MEMORY_ELEMENTS // (2 * point.numel()))))
 
 
 class Objective(Protocol):
@@ -46,17 +66,21 @@ def minimise(
     *,
     drafts: Sequence[tuple[Objective, float]] = (),
     tolerance: float = TOLERANCE,
+    enough: float | None = None,
     steps: int = STEPS,
+    pairs: deque[Pair] | None = None,
 ) -> tuple[Tensor, Certificate]:
     """Minimise by L-BFGS, preconditioned, with a line search made for convex functions.
 
     Args:
         objective: the function.
-        start: where to begin, float64.
+        start: where to begin; its dtype is that of the arithmetic here.
         drafts: cheaper likenesses of the function, the cheapest first, each with the relative gradient norm
             down to which it is followed before the next.
         tolerance: the relative gradient norm that ends it, ‖∇‖ ≤ tolerance · scale.
+        enough: a larger one that ends it too, where a draft will do, then without convergence.
         steps: the most steps to take.
+        pairs: the `memory` of earlier steps, of this function or one like it, and of those taken here.
 
     Returns:
         The last point, and its certificate; `converged` is False where the steps ran out or no step
@@ -65,38 +89,36 @@ def minimise(
     Raises:
         PosthocError: a function is not finite where it begins, as with NaN features.
     """
-    point, pairs, taken, age = start, deque[_Pair](maxlen=MEMORY), 0, REFRESH
+    pairs = memory(start) if pairs is None else pairs
+    point, taken, age = start, 0, REFRESH
     value, gradient = math.nan, torch.empty(0)
-    for current, enough in (*drafts, (objective, tolerance)):
+    shown = bar("minimising", None, "steps")
+    for current, goal in (*drafts, (objective, enough or tolerance)):
         value, gradient = current.evaluate(point)
         require_finite(torch.tensor(value), gradient)
-        while taken < steps and gradient.norm().item() > enough * objective.scale:
+        if taken:  # what a draft's likeness curved like misleads
+            pairs.clear()
+        while taken < steps and gradient.norm().item() > goal * objective.scale:
             if age >= REFRESH:
                 precondition, age = current.precondition(point), 0
-            direction = _direction(gradient, pairs, precondition)
-            found = _search_line(current, point, value, gradient, direction)
+            found = _search_line(current, point, value, gradient, _direction(gradient, pairs, precondition))
             if found is None:
                 break
-            step, change = found[0] - point, found[2] - gradient
-            curvature = _dot(step, change)
-            if curvature > 0:
-                pairs.append(_Pair(step, change, curvature))
+            pair = Pair.of(found[0] - point, found[2] - gradient)
+            if pair.curvature > 0:
+                pairs.append(pair)
             (point, value, gradient), taken, age = found, taken + 1, age + 1
+            shown.update()
+    shown.close()
     norm = gradient.norm().item() / objective.scale
     return point, Certificate(value, norm, taken, norm <= tolerance)
-
-
-class _Pair(NamedTuple):
-    step: Tensor
-    change: Tensor
-    curvature: float
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
     return torch.dot(a.flatten(), b.flatten()).item()
 
 
-def _direction(gradient: Tensor, pairs: Sequence[_Pair], precondition: Precondition) -> Tensor:
+def _direction(gradient: Tensor, pairs: Sequence[Pair], precondition: Precondition) -> Tensor:
     """The two-loop recursion (Nocedal 1980) around the preconditioner, scaled to the latest curvature."""
     q, shares = gradient.clone(), []
     for pair in reversed(pairs):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from posthoc_lt import ranks
 from posthoc_lt.features import Features
 from posthoc_lt.solver.blocks import Blocks, require_finite
 
@@ -43,6 +44,7 @@ def moments(features: Features, class_weight: Tensor) -> Moments:
     for x, y, w in blocks:
         centred = x - means[y]
         within.addmm_(centred.T, centred * w[:, None])
+    within = ranks.total(within)
     require_finite(within)  # squares overflow before sums do
     return Moments(class_weight.to(counts) * counts, means, within)
 
@@ -54,7 +56,8 @@ def class_sums(features: Features, classes: int, dtype: torch.dtype = torch.floa
         PosthocError: the features are not finite.
     """
     sums = torch.zeros(classes, features.dimensions, dtype=torch.float64, device=features.device)
-    for rows, x in features.chunks(features.dimensions, dtype):
+    for rows, x in features.own_chunks(features.dimensions, dtype):
         sums.index_add_(0, features.labels[rows].to(features.device), x.double())
+    sums = ranks.total(sums)
     require_finite(sums)
     return sums

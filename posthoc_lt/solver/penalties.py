@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import Certificate, Path
 from posthoc_lt.head import Head
 
-L2_PATH = tuple(10.0 ** (k / 2) for k in range(2, -11, -1))
-"""The penalties of a path where none is asked for: 10 … 1e-5, two a decade, the strongest first."""
+ON_DISK = 1 << 24
+"""Heads on a path of this many weights (64 MB in float32) and more are kept in temporary files, not in memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A fitted affine map, float64.
+    """A fitted affine map.
 
     Args:
         weight: (C, D).
@@ -42,8 +45,12 @@ class Certified(Solution):
     certificate: Certificate
 
 
-def penalties(l2: float | None) -> tuple[float, ...]:
-    """The penalties to fit at: `L2_PATH` where none is asked for.
+Solve = Callable[[Sequence[float], "Solution | None"], Iterable[Certified]]
+"""From penalties to a solution each: drafts where there are many and they take long; from a draft, what it drafts."""
+
+
+def penalties(l2: float | None, large: bool = False, weakest: float = 1e-5) -> tuple[float, ...]:
+    """The penalties to fit at where none is asked for: 10 … `weakest`, two a decade, one on large problems.
 
     Raises:
         PosthocError: the penalty is not a positive number.
@@ -52,7 +59,8 @@ def penalties(l2: float | None) -> tuple[float, ...]:
     (0.1,)
     """
     if l2 is None:
-        return L2_PATH
+        halves = range(2, round(2 * math.log10(weakest)) - 1, -2 if large else -1)
+        return tuple(10.0 ** (k / 2) for k in halves)
     if not (l2 > 0 and math.isfinite(l2)):
         raise PosthocError(
             f"l2 = {l2}",
@@ -62,7 +70,39 @@ def penalties(l2: float | None) -> tuple[float, ...]:
     return (float(l2),)
 
 
-def path(head: Head, knobs: Sequence[float], solutions: Sequence[Solution]) -> Path:
+def path(head: Head, knobs: Sequence[float], solutions: Iterable[Solution]) -> Path:
     """Solutions as a path of heads, in the place and dtype of the head that they replace."""
-    heads = tuple(Head(s.weight.to(head.weight), s.bias.to(head.bias), head.has_bias) for s in solutions)
-    return Path(tuple(knobs), heads, tuple(s.certificate for s in solutions if isinstance(s, Certified)))
+    return Path(tuple(knobs), tuple(_like(head, each) for each in solutions))
+
+
+def solved_path(head: Head, l2: Sequence[float], solve: Solve) -> Path:
+    """The same of minimised ones, with their certificates; drafts are finished once they are asked for."""
+    heads, certificates = [], []
+    for each in solve(l2, None):
+        heads.append(_like(head, each))
+        certificates.append(each.certificate)
+    tried = {k for k, each in enumerate(certificates) if each.converged or len(l2) == 1}
+
+    def finish(index: int) -> None:
+        if index in tried:
+            return
+        tried.add(index)
+        (found,) = solve([l2[index]], Solution(heads[index].weight, heads[index].bias))
+        taken = certificates[index].iterations + found.certificate.iterations
+        heads[index], certificates[index] = _like(head, found), replace(found.certificate, iterations=taken)
+
+    return Path(tuple(l2), heads, certificates, finish)
+
+
+def _like(head: Head, solution: Solution) -> Head:
+    return Head(_kept(solution.weight.to(head.weight)), solution.bias.to(head.bias), head.has_bias)
+
+
+def _kept(weight: Tensor) -> Tensor:
+    """The same weights, large ones in a temporary file that goes with them."""
+    if weight.numel() < ON_DISK or weight.device.type != "cpu" or weight.dtype == torch.bfloat16:
+        return weight
+    with tempfile.TemporaryFile() as file:
+        mapped = np.memmap(file, weight.numpy().dtype, "w+", shape=tuple(weight.shape))
+    mapped[:] = weight.numpy()
+    return torch.from_numpy(mapped)
