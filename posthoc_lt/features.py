@@ -15,6 +15,7 @@ from torch import Tensor
 from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.head import Head, as_tensor
+from posthoc_lt.identical import identical_rows
 from posthoc_lt.progress import bar
 
 CHUNK_ELEMENTS = 1 << 22
@@ -24,9 +25,6 @@ SPLITS = ("train", "val", "test")
 
 _KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CPU = torch.device("cpu")
-
-_ODD = -0x61C8864680B583EB
-"""2^64 over the golden ratio, as a signed number: multiplying by it spreads the bits of a word upward."""
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -161,41 +159,9 @@ class Features:
     def shared_with(self, other: Features) -> int:
         """How many of these samples are, bit for bit, samples of `other`; neither is ever held in memory whole.
 
-        Hashes of 64 bits find the candidates and a comparison of the rows decides. Where the dtypes differ, the
-        wider one is rounded to the other.
+        Where the dtypes differ, the wider one is rounded to the other.
         """
-        if not len(self) or not len(other) or self.dimensions != other.dimensions:
-            return 0
-        kind = min(self.x.dtype, other.x.dtype, key=lambda each: each.itemsize)
-        known, order = _hashes(other.x, kind).sort()
-        own = _hashes(self.x, kind)
-        place = torch.searchsorted(known, own).clamp(max=len(known) - 1)
-        alike = (known[place] == own).nonzero()[:, 0]
-        found, step = 0, max(1, CHUNK_ELEMENTS // self.dimensions)
-        share = ranks.share(len(alike))
-        for start in range(share.start, share.stop, step):
-            rows = alike[start : min(start + step, share.stop)]
-            ours, theirs = self.x[rows.to(self.x.device)], other.x[order[place[rows]].to(other.x.device)]
-            found += int((ours.cpu().to(kind) == theirs.cpu().to(kind)).all(1).sum())
-        return int(ranks.total(torch.tensor(found)))
-
-
-def _hashes(x: Tensor, kind: torch.dtype) -> Tensor:
-    """A 64-bit hash of the bits of each row, (N,) int64: its words times fixed odd numbers, summed modulo 2^64."""
-    per_word = 8 // kind.itemsize
-    spare = -x.shape[1] % per_word
-    width = (x.shape[1] + spare) // per_word
-    factors = torch.randint(-(2**62), 2**62, (width,), generator=torch.Generator().manual_seed(0)) * 2 + 1
-    share, step = ranks.share(len(x)), max(1, CHUNK_ELEMENTS // (4 * width))
-    made = torch.empty(len(share), dtype=torch.int64)
-    for start in range(0, len(share), step):
-        rows = share[start : start + step]
-        block = x[rows.start : rows.stop].cpu().to(kind).contiguous()
-        words = torch.nn.functional.pad(block, (0, spare)).view(torch.int64)
-        words = words * _ODD
-        # Whole numbers in floating point differ in their upper bits alone, which must reach the lower ones.
-        made[start : start + step] = ((words ^ (words >> 32)) * factors).sum(1)
-    return ranks.gathered(made)
+        return identical_rows(self.x, other.x)
 
 
 def _labels(y: Tensor, samples: int) -> Tensor:

@@ -207,7 +207,7 @@ def test_a_row_that_differs_in_its_last_bit_is_another() -> None:
 
 
 def test_rows_of_one_hash_are_compared_before_they_are_called_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("posthoc_lt.features._hashes", lambda x, kind: torch.zeros(len(x), dtype=torch.int64))
+    monkeypatch.setattr("posthoc_lt.identical._hashes", lambda x, kind: torch.zeros(len(x), dtype=torch.int64))
     one, other = Features(torch.zeros(5, 4)), Features(torch.ones(5, 4))
     assert other.shared_with(one) == 0
     assert one.shared_with(one) == 5

@@ -16,6 +16,7 @@ from posthoc_lt.family import KeptBias, Line, Path, Power
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.search import BOUNDS, Constraint, Goal, choose, stratified_folds, value
+from posthoc_lt.search import path as path_search
 from posthoc_lt.search.evidence import gather
 from posthoc_lt.search.figures import FIGURES, paired_error
 from posthoc_lt.search.folds import vote
@@ -250,3 +251,12 @@ def test_the_confidence_set_covers_the_best_knob_of_the_population() -> None:
         assert np.mean([low <= whole <= high for low, high in sets]) >= 0.95
         widths.append(np.mean([high - low for low, high in sets]))
     assert widths[1] < 0.7 * widths[0]
+
+
+def test_losses_at_every_scale_are_the_cross_entropies() -> None:
+    logits = 30 * torch.randn(50, 9, generator=torch.Generator().manual_seed(0))
+    logits[:, 4] = -torch.inf  # a masked class
+    labels = torch.arange(50) % 4
+    for scale, losses in zip(path_search.SCALES, path_search.scaled_losses(logits, labels), strict=True):
+        slow = torch.nn.functional.cross_entropy(scale * logits.double(), labels, reduction="none")
+        torch.testing.assert_close(losses, slow, rtol=1e-12, atol=1e-12)

@@ -16,7 +16,8 @@ from posthoc_lt.search.figures import paired_error, value
 from posthoc_lt.search.goal import GUARD, Goal
 from posthoc_lt.search.likelihood import LOG_SCALE_PRIOR
 
-LOG_SCALES = torch.linspace(-2.0, 2.0, 17, dtype=torch.float64)
+SCALES = 2 ** (torch.arange(-6, 7, dtype=torch.float64) / 2)
+"""From 1/8 to 8; each is twice the last but one, so that its exponentials are squares of those."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Profile:
 
     Args:
         predicted: (K, N) classes.
-        losses: (K, A, N) float64, the NLL at each scale of `LOG_SCALES`.
+        losses: (K, A, N) float64, the NLL at each of `SCALES`.
         classes: C.
     """
 
@@ -89,18 +90,27 @@ def pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple[
 
 def _likeliest(profile: Profile, weights: Tensor) -> int:
     effective = weights.sum() ** 2 / weights.square().sum()
-    penalty = ((LOG_SCALES - LOG_SCALE_PRIOR[0]) / LOG_SCALE_PRIOR[1]).square() / 2
+    penalty = ((SCALES.log() - LOG_SCALE_PRIOR[0]) / LOG_SCALE_PRIOR[1]).square() / 2
     return int((effective * (profile.losses * weights).sum(dim=2) + penalty).amin(dim=1).argmin())
 
 
 def _profile_head(head: Head, val: Features) -> tuple[Tensor, Tensor]:
     predicted = torch.zeros(len(val), dtype=torch.int64)
-    losses = torch.zeros(len(LOG_SCALES), len(val), dtype=torch.float64)
+    losses = torch.zeros(len(SCALES), len(val), dtype=torch.float64)
     for rows, x in val.own_chunks(8 * head.classes, head.weight.dtype):
-        labels, logits = val.labels[rows].to(x.device), head(x)
+        logits = head(x)
         predicted[rows] = logits.argmax(dim=1).cpu()
-        for index, scale in enumerate(LOG_SCALES.exp().tolist()):
-            losses[index, rows] = torch.nn.functional.cross_entropy(
-                logits.double() * scale, labels, reduction="none"
-            ).cpu()
+        losses[:, rows] = scaled_losses(logits, val.labels[rows].to(x.device)).cpu()
     return ranks.total(predicted), ranks.total(losses)
+
+
+def scaled_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The NLL (A, n) of logits (n, C) at each of `SCALES`, float64: two exponentials a logit, the rest squares."""
+    below = logits.double() - logits.amax(dim=1, keepdim=True)
+    own = below.gather(1, labels[:, None])[:, 0]
+    powers = [torch.exp(scale * below) for scale in SCALES[:2].tolist()]
+    losses = torch.empty(len(SCALES), len(labels), dtype=torch.float64, device=logits.device)
+    for index, scale in enumerate(SCALES.tolist()):
+        losses[index] = powers[index % 2].sum(dim=1).log() - scale * own
+        powers[index % 2].square_()
+    return losses
