@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from posthoc_lt.choices import L2
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.priors import class_weights
 from posthoc_lt.solver import fit_logistic
-
-L2 = 1e-2
-"""The penalty of a fitted head where none is given."""
 
 
 def fit_head(train: Features | None, l2: float = L2) -> Head:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from posthoc_lt.choices import GROUPS as GROUPS
 from posthoc_lt.errors import PosthocError
-
-GROUPS = ("many", "medium", "few")
-"""The groups of classes, from the head of the distribution to its tail."""
 
 EDGES = (20, 100)
 """Train counts between few and medium, and between medium and many (Liu 2019, arXiv:1904.05160)."""

@@ -11,8 +11,6 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeVar
 
-from posthoc_lt import ranks
-
 PATIENCE = 2.0
 """Seconds that pass before a bar appears: what is done by then needs none."""
 
@@ -46,6 +44,8 @@ def bar(name: str, total: int | None, unit: str, done: int = 0, wanted: bool = T
         done: how much was done before.
         wanted: whether to show it at all.
     """
+    from posthoc_lt import ranks  # here, so that help costs no torch
+
     silent = _silent.get() or not wanted or ranks.rank() > 0
     return _tqdm()(
         total=total,

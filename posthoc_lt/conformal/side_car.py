@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from posthoc_lt.conformal.scores import identity
-from posthoc_lt.conformal.thresholds import KINDS, Thresholds
+from posthoc_lt.choices import KINDS
+from posthoc_lt.conformal.thresholds import Thresholds
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.files import replacing
 from posthoc_lt.files.container import read_container, write_container

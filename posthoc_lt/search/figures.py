@@ -9,8 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from posthoc_lt.choices import GROUPS, METRICS
 from posthoc_lt.errors import PosthocError, listed, show
-from posthoc_lt.metrics import GROUPS
 
 Groups: TypeAlias = "dict[str, Tensor] | None"
 """The classes of ``many``, ``medium`` and ``few``, each (C,) bool, where they are known."""
@@ -71,23 +71,19 @@ def _unless_zero(finish: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
     return lambda means: torch.where(means[..., 0] > 1e-9, 0.0, finish(means[..., 1]))
 
 
-WEIGHTED = "weighted-accuracy"
-"""The figure whose class weights a `Goal` brings along."""
+_IN_ORDER = (
+    Figure(_recall),
+    Figure(_recall, weigh=True),
+    Figure(_recall),
+    Figure(_recall, weigh=True),
+    Figure(_f1),
+    Figure(_zeros_and(torch.log), _unless_zero(torch.exp)),
+    Figure(_zeros_and(torch.reciprocal), _unless_zero(torch.reciprocal)),
+    Figure(_recall, least=True),
+    *(Figure(_recall, group=group) for group in GROUPS),
+)
 
-UTILITY = "utility"
-"""The figure whose costs a `Goal` brings along."""
-
-FIGURES: dict[str, Figure] = {
-    "balanced-accuracy": Figure(_recall),
-    "accuracy": Figure(_recall, weigh=True),
-    WEIGHTED: Figure(_recall),
-    UTILITY: Figure(_recall, weigh=True),
-    "macro-f1": Figure(_f1),
-    "g-mean": Figure(_zeros_and(torch.log), _unless_zero(torch.exp)),
-    "harmonic-mean": Figure(_zeros_and(torch.reciprocal), _unless_zero(torch.reciprocal)),
-    "worst-class": Figure(_recall, least=True),
-    **{group: Figure(_recall, group=group) for group in GROUPS},
-}
+FIGURES: dict[str, Figure] = dict(zip(METRICS, _IN_ORDER, strict=True))
 """By name: the mean recall (balanced accuracy), plain accuracy, the mean recall under given class weights, the mean
 `posthoc_lt.metrics.utility` of samples under given costs (0 for right and 1 for wrong make it plain accuracy), the mean
 F1, the geometric and the harmonic mean of recalls (0 as soon as one class is never right), the least recall, and the

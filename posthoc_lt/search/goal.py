@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from posthoc_lt.choices import RULES, UTILITY, WEIGHTED
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.metrics import utility
-from posthoc_lt.search.figures import FIGURES, UTILITY, WEIGHTED, Constraint, Figure, Groups, sample_weight
-
-RULES = ("guarded", "nll", "metric", "cross-fit")
+from posthoc_lt.search.figures import FIGURES, Constraint, Figure, Groups, sample_weight
 
 GUARD = 2.0
 """How many standard errors below its maximum the metric may lie where the likelihood chooses.
