@@ -260,3 +260,19 @@ def test_losses_at_every_scale_are_the_cross_entropies() -> None:
     for scale, losses in zip(path_search.SCALES, path_search.scaled_losses(logits, labels), strict=True):
         slow = torch.nn.functional.cross_entropy(scale * logits.double(), labels, reduction="none")
         torch.testing.assert_close(losses, slow, rtol=1e-12, atol=1e-12)
+
+
+def test_the_likeliest_head_is_that_of_a_fine_grid_of_scales() -> None:
+    x, y, head = problem(3, per_class=4)
+    heads = tuple(Head(head.weight * c, head.bias * c) for c in (0.3, 1.0, 1.1, 2.5))
+    val = Features(torch.from_numpy(x), torch.from_numpy(y))
+    weights = torch.full((len(y),), 1 / len(y), dtype=torch.float64)
+    found = path_search.least_losses(path_search.profile_path(Path((1.0, 2.0, 3.0, 4.0), heads), val), weights)
+    grid = np.linspace(-2.5, 2.5, 4001)
+    for lowest, each in zip(found, heads, strict=True):
+        logits = each(torch.from_numpy(x)).double()
+        slow = [
+            len(y) * torch.nn.functional.cross_entropy(np.exp(a) * logits, val.labels) + (a / 0.7) ** 2 / 2
+            for a in grid
+        ]
+        assert abs(lowest - min(slow)) < 0.01

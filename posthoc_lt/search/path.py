@@ -16,8 +16,9 @@ from posthoc_lt.search.figures import paired_error, value
 from posthoc_lt.search.goal import GUARD, Goal
 from posthoc_lt.search.likelihood import LOG_SCALE_PRIOR
 
-SCALES = 2 ** (torch.arange(-6, 7, dtype=torch.float64) / 2)
-"""From 1/8 to 8; each is twice the last but one, so that its exponentials are squares of those."""
+PER_OCTAVE = 3
+SCALES = 2 ** (torch.arange(-3 * PER_OCTAVE, 3 * PER_OCTAVE + 1, dtype=torch.float64) / PER_OCTAVE)
+"""From 1/8 to 8; from one octave to the next each doubles, so that its exponentials are squares of those before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ def pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple[
     best = int((values >= values.max() - TIE).nonzero()[0])
     if goal.rule == "metric":
         return best, best, "metric"
-    likely = _likeliest(profile, goal.weights(labels))
+    likely = int(least_losses(profile, goal.weights(labels)).argmin())
     supported = inside
     if goal.rule == "guarded":
         reference = profile.predicted[best]
@@ -88,10 +89,20 @@ def pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple[
     return int(near[(near - likely).abs().argmin()]), best, "guard"
 
 
-def _likeliest(profile: Profile, weights: Tensor) -> int:
+def least_losses(profile: Profile, weights: Tensor) -> Tensor:
+    """Each head's penalised NLL (K,) at its best scale."""
     effective = weights.sum() ** 2 / weights.square().sum()
     penalty = ((SCALES.log() - LOG_SCALE_PRIOR[0]) / LOG_SCALE_PRIOR[1]).square() / 2
-    return int((effective * (profile.losses * weights).sum(dim=2) + penalty).amin(dim=1).argmin())
+    return _lowest(effective * (profile.losses * weights).sum(dim=2) + penalty)
+
+
+def _lowest(curves: Tensor) -> Tensor:
+    """The minima (K,) of convex curves (K, A), by the parabola through the lowest point and its neighbours."""
+    middle = curves.argmin(dim=1).clamp(1, curves.shape[1] - 2)
+    before, at, after = (curves.gather(1, (middle + step)[:, None])[:, 0] for step in (-1, 0, 1))
+    slope, curvature = (after - before) / 2, before - 2 * at + after
+    step = (-slope / curvature).clamp(-1, 1)
+    return at + step * slope + step.square() * curvature / 2
 
 
 def _profile_head(head: Head, val: Features) -> tuple[Tensor, Tensor]:
@@ -105,12 +116,13 @@ def _profile_head(head: Head, val: Features) -> tuple[Tensor, Tensor]:
 
 
 def scaled_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """The NLL (A, n) of logits (n, C) at each of `SCALES`, float64: two exponentials a logit, the rest squares."""
+    """The NLL (A, n) of logits (n, C) at each of `SCALES`, float64: an octave of exponentials, the rest squares."""
     below = logits.double() - logits.amax(dim=1, keepdim=True)
     own = below.gather(1, labels[:, None])[:, 0]
-    powers = [torch.exp(scale * below) for scale in SCALES[:2].tolist()]
+    powers = [torch.exp(scale * below) for scale in SCALES[:PER_OCTAVE].tolist()]
     losses = torch.empty(len(SCALES), len(labels), dtype=torch.float64, device=logits.device)
     for index, scale in enumerate(SCALES.tolist()):
-        losses[index] = powers[index % 2].sum(dim=1).log() - scale * own
-        powers[index % 2].square_()
+        power = powers[index % PER_OCTAVE]
+        losses[index] = power.sum(dim=1).log() - scale * own
+        power.square_()
     return losses
