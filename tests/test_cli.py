@@ -177,17 +177,6 @@ def test_inspect_tells_files_apart(there: Path, capsys: pytest.CaptureFixture[st
     assert json_of("inspect head.safetensors", capsys)["method"] == "ncm"
 
 
-def test_help_and_version_start_without_torch() -> None:
-    probe = (
-        "import sys; from posthoc_lt.cli import run\n"
-        "assert run(['--help']) == 0 and run(['--version']) == 0\n"
-        "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'numpy'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def test_python_m_runs_the_same_program() -> None:
     done = subprocess.run([sys.executable, "-m", "posthoc_lt", "no-such"], capture_output=True, text=True, check=False)
     assert done.returncode == 2

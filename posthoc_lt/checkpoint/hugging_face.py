@@ -24,7 +24,7 @@ from posthoc_lt.checkpoint.sentence_encoder import SentenceEncoder, is_sentence_
 from posthoc_lt.checkpoint.tokens import Tokens
 from posthoc_lt.checkpoint.zoo import importable, library
 from posthoc_lt.errors import PosthocError, listed, show
-from posthoc_lt.files.text import read_text
+from posthoc_lt.text import read_text
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _BESIDE = (".json", ".txt", ".model")

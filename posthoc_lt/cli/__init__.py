@@ -1,19 +1,17 @@
-"""The command line: every command opens its input, calls the library function of its name, prints."""
+"""The command line: every command opens its input, calls the library function of its name, prints.
+
+`commands` and `method_commands` say what can be typed; the other modules, what comes of it, import torch.
+"""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import difflib
-import importlib
 import io
-import keyword
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -22,36 +20,9 @@ from posthoc_lt import __version__
 from posthoc_lt.cli import terminal
 from posthoc_lt.errors import PosthocError, show
 
-_METHODS = Path(__file__).parent.parent / "methods"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a command lives and what it does, known without importing it."""
-
-    module: str
-    summary: str
-
-
-COMMANDS: Mapping[str, Entry] = {
-    "extract": Entry("extract", "Run a checkpoint's network once and cache its features."),
-    "import": Entry("import_", "Make a feature file of features that already exist."),
-    "dump": Entry("import_", "Write a feature file's arrays as .npz."),
-    "inspect": Entry("inspect", "Show what a checkpoint, a feature file or a head file holds."),
-    "tau-search": Entry("fit", "Choose tau on validation data, exactly."),
-    "rebalance": Entry("compare", "Fit every method and take the one that validation supports."),
-    "compare": Entry("compare", "Fit every method and set them side by side."),
-    "report": Entry("report", "Fit every method and tell the result as one HTML page."),
-    "evaluate": Entry("compare", "Judge a saved head, or the untouched one."),
-    "calibrate": Entry("calibrate", "Make a head whose softmax gives probabilities."),
-    "conformal": Entry("conformal", "Fit prediction sets that cover the rare classes too."),
-    "export": Entry("export", "Fold a head into a checkpoint of the same kind, verified."),
-    "demo": Entry("demo", "Run the whole job on an embedded real case."),
-}
-
 
 class Commands(click.Group):
-    """A group whose commands are imported when they are used, so that help costs no torch."""
+    """The commands: declared without what they do, so that neither help nor a wrong word costs torch."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -60,23 +31,12 @@ class Commands(click.Group):
         return super().make_context(info_name, args, parent, obj=[info_name, *args], **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order of a job, the methods among them."""
-        names = list(COMMANDS)
-        after = names.index("tau-search") + 1
-        return [*names[:after], *method_summaries(), *names[after:]]
+        """The commands in the order of a job."""
+        return list(_commands())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
-        if cmd_name in COMMANDS:
-            module = importlib.import_module(f"posthoc_lt.cli.{COMMANDS[cmd_name].module}")
-            name = cmd_name.replace("-", "_")
-            command: click.Command = getattr(module, f"{name}_" if keyword.iskeyword(name) else name)
-            return command
-        if cmd_name in method_summaries():
-            fit = importlib.import_module("posthoc_lt.cli.fit")
-            made: click.Command = fit.method_command(cmd_name)
-            return made
-        return None
+        """One of them."""
+        return _commands().get(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -87,21 +47,11 @@ class Commands(click.Group):
             ctx.fail(f"No such command {show(args[0])!r}. Did you mean {' or '.join(near)}?")
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands with their summaries, importing none of them."""
-        summaries = {**{name: entry.summary for name, entry in COMMANDS.items()}, **method_summaries()}
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summaries[name]) for name in self.list_commands(ctx)])
 
+def _commands() -> Mapping[str, click.Command]:
+    from posthoc_lt.cli.commands import COMMANDS  # here, so that a method's file that is no Python is told as an error
 
-def method_summaries() -> dict[str, str]:
-    """Each method's command, which is its file's name, and the file's first line, read without importing it."""
-    paths = (path for path in sorted(_METHODS.glob("*.py")) if path.stem not in ("__init__", "method"))
-    return {path.stem.replace("_", "-"): _first_line(path) for path in paths}
-
-
-def _first_line(path: Path) -> str:
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    return COMMANDS
 
 
 @click.group(

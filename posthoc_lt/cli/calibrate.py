@@ -1,4 +1,4 @@
-"""``calibrate``: a head whose softmax can be believed, under the class frequencies it will meet."""
+"""What ``calibrate`` does: a head whose softmax can be believed, under the class frequencies it will meet."""
 
 from __future__ import annotations
 
@@ -25,27 +25,6 @@ from posthoc_lt.report import render
 from posthoc_lt.shift import EstimatedPrior
 
 
-@click.command()
-@options.together(
-    options.features,
-    click.option("--head", type=options.FILE, default=None, help="A saved head; the untouched one by default."),
-    click.option(
-        "--deploy",
-        default="uniform",
-        show_default=True,
-        metavar="uniform|train|em|FILE",
-        help="Class frequencies that the head will meet: all equal, those of train, those of unlabelled deployment "
-        "samples, estimated by EM, or a file of one number a class.",
-    ),
-    options.deploy_features,
-    options.zero_count,
-    options.groups,
-    options.device,
-    options.out(None, "Write the probability head to this file."),
-    options.force,
-    options.form,
-    options.quiet,
-)
 def calibrate(
     features: Path,
     head: Path | None,
@@ -59,12 +38,7 @@ def calibrate(
     form: str,
     quiet: bool,
 ) -> None:
-    """Fit scale and prior strength on validation, so that softmax gives probabilities.
-
-    p(y|x) ∝ exp(a z_y - c log pi_y + log deploy_y), with a and c fitted jointly. What decides best and what gives
-    the best probabilities are two heads: this one is for probabilities. It is judged under equal class frequencies,
-    under those of train and under those of --deploy, each time made for them.
-    """
+    """Fit on val, judge on the judging split, and write the head for the frequencies asked for."""
     policy = zero_count or "refuse"
     inputs = [path for path in (features, head, deploy_features) if path is not None]
     output.protect(out, HEAD, *inputs)

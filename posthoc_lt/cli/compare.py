@@ -1,4 +1,4 @@
-"""``rebalance``, ``compare`` and ``evaluate``."""
+"""What ``rebalance``, ``compare`` and ``evaluate`` do."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
-
 import posthoc_lt
-from posthoc_lt.cli import options, output
+from posthoc_lt.cli import output
 from posthoc_lt.cli.heads import open_head
 from posthoc_lt.cli.shares import Resolved, resolve
 from posthoc_lt.errors import PosthocError
@@ -19,32 +17,11 @@ from posthoc_lt.evaluation import evaluate as evaluate_head
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.files import HEAD, SavedHead
 from posthoc_lt.head import Head
-from posthoc_lt.methods import DEFAULT_METHODS, METHODS
+from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.logit_adjust import LogitAdjust
 from posthoc_lt.pipeline import Result, as_features
 from posthoc_lt.pipeline.fit import CHOSEN_BY_VALIDATION
 from posthoc_lt.report import Row, Table
-
-_methods = click.option(
-    "--methods",
-    multiple=True,
-    type=click.Choice(list(METHODS)),
-    help=f"Only these, once each; by default all but {', '.join(sorted(METHODS.keys() - set(DEFAULT_METHODS)))}.",
-)
-
-
-choosing = options.together(
-    options.features,
-    _methods,
-    options.metric,
-    options.select,
-    options.subject_to,
-    options.class_weight,
-    options.cost,
-    *options.PRIORS.values(),
-    options.groups,
-)
-"""What is compared, and what is chosen by."""
 
 
 def arguments(
@@ -65,17 +42,6 @@ def arguments(
     return made, {"source": cached, "methods": methods or None, "edges": groups, **choice, **frequencies}
 
 
-@click.command()
-@options.together(
-    choosing,
-    options.seed,
-    options.device,
-    options.out(None, "Write the chosen head to this file."),
-    options.force,
-    options.form,
-    options.verbose,
-    options.quiet,
-)
 def rebalance(
     features: Path,
     deploy_features: Path | None,
@@ -86,7 +52,7 @@ def rebalance(
     quiet: bool,
     **choice: Any,
 ) -> None:
-    """Fit every method and take the one that validation supports; test only judges."""
+    """Rebalance, save the chosen head if asked, and print its figures, the table and the verdict."""
     output.protect(out, HEAD, features)
     made, chosen_by = arguments(features, deploy_features=deploy_features, quiet=quiet, **choice)
     result = posthoc_lt.rebalance(**chosen_by)
@@ -124,16 +90,8 @@ def _record(result: Result, verbose: bool) -> dict[str, object]:
     }
 
 
-@click.command()
-@options.together(
-    choosing,
-    options.device,
-    options.form,
-    options.verbose,
-    options.quiet,
-)
 def compare(features: Path, deploy_features: Path | None, form: str, verbose: bool, quiet: bool, **choice: Any) -> None:
-    """Fit every method, choose each one's knob on validation, and set them side by side."""
+    """Compare, and print the table."""
     made, chosen_by = arguments(features, deploy_features=deploy_features, quiet=quiet, **choice)
     found = posthoc_lt.compare(**chosen_by)
     for each in found.fitted:
@@ -152,19 +110,10 @@ def compare(features: Path, deploy_features: Path | None, form: str, verbose: bo
         output.note_skipped(found, quiet)
 
 
-@click.command()
-@options.together(
-    options.features,
-    click.option("--head", type=options.FILE, default=None, help="A saved head; the untouched one by default."),
-    options.groups,
-    options.device,
-    options.form,
-    options.verbose,
-)
 def evaluate(
     features: Path, head: Path | None, groups: tuple[float, float], device: str, form: str, verbose: bool
 ) -> None:
-    """Judge a saved head beside the untouched one on every labelled split."""
+    """Evaluate on val and on test, and print a table for each."""
     cached = as_features(features, device=device)
     heads, rows = {"baseline": cached.head}, {"baseline": Row("baseline", control=True)}
     if head is not None:

@@ -1,4 +1,4 @@
-"""``conformal``: sets of classes that hold the true one as often as asked, rare classes included."""
+"""What ``conformal`` does: sets of classes that hold the true one as often as asked, rare classes included."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from posthoc_lt.cli import options, output
+from posthoc_lt.cli import output
 from posthoc_lt.cli.heads import judging_split, labelled_val, open_head, without_samples
-from posthoc_lt.conformal import FORMAT, KINDS, SetReport, Thresholds, evaluate_sets, fit_thresholds, save_thresholds
+from posthoc_lt.conformal import FORMAT, SetReport, Thresholds, evaluate_sets, fit_thresholds, save_thresholds
 from posthoc_lt.errors import listed
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.metrics import GROUPS
@@ -16,31 +16,6 @@ from posthoc_lt.pipeline import as_features
 from posthoc_lt.report import render
 
 
-@click.command()
-@options.together(
-    options.features,
-    click.option("--head", type=options.FILE, default=None, help="A saved head; the untouched one by default."),
-    click.option(
-        "--kind",
-        type=click.Choice(list(KINDS)),
-        default="classwise",
-        show_default=True,
-        help="One threshold a class, one between it and the common one, one adjusted for prevalence, or one for all.",
-    ),
-    click.option(
-        "--alpha",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        default=0.1,
-        show_default=True,
-        help="The share of sets that may miss the true class.",
-    ),
-    options.groups,
-    options.device,
-    options.out(None, "Write the thresholds to this file, beside the head."),
-    options.force,
-    options.form,
-    options.quiet,
-)
 def conformal(
     features: Path,
     head: Path | None,
@@ -53,10 +28,7 @@ def conformal(
     form: str,
     quiet: bool,
 ) -> None:
-    """Fit thresholds on validation for prediction sets that cover every class, the rare ones too.
-
-    The guarantee is that of a head which was not chosen on the same samples; choosing one knob on them costs little.
-    """
+    """Fit on val, evaluate on the judging split, and write the thresholds if asked."""
     inputs = [path for path in (features, head) if path is not None]
     output.protect(out, FORMAT, *inputs)
     cached = as_features(features, device=device)

@@ -1,4 +1,4 @@
-"""``demo``: the whole job on an embedded real case, each command shown before it runs."""
+"""What ``demo`` does: the whole job on an embedded real case, each command shown before it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from posthoc_lt import cli
-from posthoc_lt.cli import options, terminal
+from posthoc_lt.cli import terminal
 from posthoc_lt.errors import PosthocError, show
 
 STEPS = (
@@ -35,13 +35,8 @@ A ResNet-20 was trained on long-tailed Fashion-MNIST: 500 images of the most fre
 Every command below can be typed there."""
 
 
-@click.command()
-@click.option(
-    "--into", type=options.FILE, default="posthoc-lt-demo", show_default=True, help="The folder to unpack into."
-)
-@options.force
 def demo(into: Path, force: bool) -> None:
-    """Run the whole job on an embedded real case: long-tailed Fashion-MNIST and a trained ResNet-20."""
+    """Unpack the case and run each step in its folder."""
     unpack(into, force)
     click.echo(_STORY.format(folder=show(into)))
     with _working_in(into):

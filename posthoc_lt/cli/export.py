@@ -1,4 +1,4 @@
-"""``export``: a head folded into a checkpoint of the same kind."""
+"""What ``export`` does: a head folded into a checkpoint of the same kind."""
 
 from __future__ import annotations
 
@@ -7,25 +7,13 @@ from pathlib import Path
 import click
 
 from posthoc_lt.checkpoint import INDEX
-from posthoc_lt.cli import options, output
+from posthoc_lt.cli import output
 from posthoc_lt.cli.heads import open_head
 from posthoc_lt.export import export as export_head
 from posthoc_lt.files import load_features
 from posthoc_lt.report import dump
 
 
-@click.command()
-@options.together(
-    options.ckpt,
-    click.option("--head", type=options.FILE, default="head.safetensors", show_default=True, help="The saved head."),
-    options.features,
-    options.out(None, "The checkpoint to write; balanced.pt, or with the suffix of --ckpt."),
-    click.option("--data", type=options.FILE, help="The images to verify on; by default the extracted ones."),
-    click.option("--add-bias", is_flag=True, help="Add a bias to a layer that has none; its code must expect it."),
-    options.allow_pickle,
-    options.force,
-    click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True),
-)
 def export(
     ckpt: Path,
     head: Path,
@@ -37,7 +25,7 @@ def export(
     force: bool,
     form: str,
 ) -> None:
-    """Fold a head into a checkpoint, and prove on real images that the patched network computes it."""
+    """Export, and print what was replaced and how closely it computes the head."""
     out = out or Path(f"balanced{_suffix(ckpt)}")
     if not ckpt.is_dir():  # a folder is written by other means
         output.protect(out, None, ckpt, head, features)

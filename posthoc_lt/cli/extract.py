@@ -1,4 +1,4 @@
-"""``extract``: a checkpoint's features, cached."""
+"""What ``extract`` does: a checkpoint's features, cached."""
 
 from __future__ import annotations
 
@@ -17,95 +17,9 @@ from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.extraction import extract_to, is_current, open_source
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.files import FEATURES, discard, find, load_features
-from posthoc_lt.fitting import L2
 from posthoc_lt.report import render
 
-data_options = options.together(
-    click.option(
-        "--data",
-        metavar="WHAT",
-        help="A folder with train/ val/ test/, a folder a class in each; a table with columns path, label, split "
-        "(.csv .tsv .parquet); tar shards ('shards/{train,val}-*.tar'); a Hugging Face data set on disk; or "
-        "module:factory, which is called with train, val and test and returns a Dataset or None.  [default: data]",
-    ),
-    click.option(
-        "--train",
-        metavar="WHAT",
-        help="This split alone: a list of 'path label' lines, a table, tar shards or a folder; --data is then the "
-        "folder that paths start from, by default the list's own.",
-    ),
-    click.option("--val", metavar="WHAT", help="Likewise; images without labels will do."),
-    click.option("--test", metavar="WHAT", help="Likewise."),
-    click.option("--classes", help="A file of class names, one a line, in the network's order."),
-    click.option(
-        "--holdout",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        metavar="SHARE",
-        help="Take this share of train as val, of every class in proportion. Honest only if the network was not "
-        "trained on these very images: it knows those by heart.",
-    ),
-    click.option(
-        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of --holdout and --views."
-    ),
-    click.option("--exif", is_flag=True, help="Turn photographs as their EXIF says; most training code does not."),
-)
 
-
-@click.command()
-@options.together(
-    options.ckpt,
-    data_options,
-    options.out("feats.safetensors", "The feature file to write."),
-    click.option("--arch", help="timm:NAME, torchvision:NAME or module:factory, where the tensors do not tell."),
-    click.option("--weights", metavar="KEY", help="Which set of weights, where the file holds several."),
-    options.allow_pickle,
-    click.option("--fit-head", is_flag=True, help="For a sentence encoder, which has no head: fit one on train."),
-    click.option("--l2", type=float, default=L2, show_default=True, help="Its penalty, in feature variances."),
-    click.option("--mean", type=options.numbers, help="Mean of each channel, such as 0.485,0.456,0.406."),
-    click.option("--std", type=options.numbers, help="Standard deviation of each channel."),
-    click.option("--input-size", type=click.IntRange(min=1), help="Side of the square that the network takes."),
-    click.option(
-        "--views",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Rows of each train image: the image, then parts of it, mirrored or not, drawn by --seed. For methods "
-        "that are fitted on train; class counts stay those of the images.",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(["auto", "float32", "bf16", "f16"]),
-        default="auto",
-        show_default=True,
-        help="What the network runs in; auto takes f16 on CUDA, else float32.",
-    ),
-    click.option("--compile", "compiled", is_flag=True, help="Make the network faster by torch.compile, first."),
-    click.option("-b", "--batch-size", type=click.IntRange(min=1), default=256, show_default=True),
-    click.option(
-        "-j", "--workers", type=click.IntRange(min=0), help="Threads that decode images; for module:factory, processes."
-    ),
-    click.option(
-        "--on-error",
-        type=click.Choice(["stop", "skip"]),
-        default="stop",
-        show_default=True,
-        help="What to do where an image cannot be read; the skipped are listed.",
-    ),
-    click.option("--limit", type=click.IntRange(min=1), help="At most so many images a split, to try things out."),
-    click.option("--counts", type=options.FILE, help="A file of train images a class, for want of train/."),
-    click.option(
-        "--shard-size",
-        type=options.size,
-        metavar="SIZE",
-        default="5GB",
-        show_default=True,
-        help="Past this size several files and an index, as Hugging Face lays out large models; a split stays whole.",
-    ),
-    options.device,
-    options.force,
-    options.form,
-    options.quiet,
-)
 def extract(
     ckpt: Path,
     out: Path,
@@ -132,10 +46,7 @@ def extract(
     quiet: bool,
     **data: Any,
 ) -> None:
-    """Run a checkpoint's network once over train, val and test and cache what its head reads.
-
-    Interrupted, it goes on from there when the same command is typed again.
-    """
+    """Extract, unless the features are there and current, and print what was found."""
     output.protect(out, FEATURES, ckpt)
     numbers = None if counts is None else options.read_counts(counts)
     features = None if force or find(out) is None else load_features(out)

@@ -1,4 +1,4 @@
-"""``import`` and ``dump``: features from other programs, and back."""
+"""What ``import`` and ``dump`` do: features from other programs, and back."""
 
 from __future__ import annotations
 
@@ -12,34 +12,10 @@ from posthoc_lt.cli.splits import split_rows
 from posthoc_lt.data.labels import read_names
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.files import FEATURES, load_features, save_features
-from posthoc_lt.fitting import L2
 from posthoc_lt.importing import dump_features, import_features
 from posthoc_lt.report import render
 
-_SPLIT = "FILE[,FILE]"
 
-
-@click.command("import")
-@options.together(
-    click.option(
-        "--train",
-        metavar=_SPLIT,
-        help="Features (N, D) and labels (N,): one .npz .pt .safetensors .csv or .parquet file, or x.npy,y.npy.",
-    ),
-    click.option("--val", metavar=_SPLIT, help="Likewise; labels may lack."),
-    click.option("--test", metavar=_SPLIT, help="Likewise."),
-    click.option(
-        "--head", metavar=_SPLIT, help="The network's last layer: weight (C, D) and perhaps bias (C,), in such a file."
-    ),
-    click.option("--fit-head", is_flag=True, help="For want of a head, fit a logistic regression on train."),
-    click.option("--l2", type=float, default=L2, show_default=True, help="Its penalty, in feature variances."),
-    click.option("--counts", type=options.FILE, help="A file of train samples a class, for want of train labels."),
-    click.option("--classes", type=options.FILE, help="A file of class names, one a line, in the head's order."),
-    options.out("feats.safetensors", "The feature file to write."),
-    options.force,
-    options.form,
-    options.quiet,
-)
 def import_(
     head: str | None,
     fit_head: bool,
@@ -52,7 +28,7 @@ def import_(
     quiet: bool,
     **splits: Any,
 ) -> None:
-    """Make a feature file of features that already exist."""
+    """Import, save, and print a row a split."""
     named = [name for what in (*splits.values(), head) if what is not None for name in (what, *what.split(","))]
     files = [Path(name) for name in named if Path(name).is_file()]
     output.protect(out, FEATURES, *files)
@@ -79,13 +55,8 @@ def import_(
     output.note(f"Wrote {out}", quiet)
 
 
-@click.command()
-@options.features
-@options.out("feats.npz", "The .npz file to write.")
-@options.force
-@options.quiet
 def dump(features: Path, out: Path, force: bool, quiet: bool) -> None:
-    """Write a feature file's arrays as .npz, which numpy reads and import takes back."""
+    """Load and dump."""
     if out.suffix != ".npz":
         raise PosthocError(f"--out {show(out)}", "a name that ends in .npz", "give --out feats.npz")
     output.protect(out, FEATURES, features)

@@ -1,4 +1,4 @@
-"""``inspect``: what a file holds."""
+"""What ``inspect`` does: tell what a file holds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ from typing import Any
 import click
 
 from posthoc_lt.checkpoint import Checkpoint, candidates, identify, read
-from posthoc_lt.cli import options
 from posthoc_lt.conformal import FORMAT, load_thresholds
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.files import FEATURES, HEAD, container_kind, load_features, load_head
 from posthoc_lt.report import dump
 
 
-@click.command()
-@click.argument("path", type=options.FILE)
-@options.allow_pickle
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def inspect(path: Path, allow_pickle: bool, form: str) -> None:
-    """Show what a checkpoint, a feature file or a head file holds."""
+    """Describe the file by its kind, and print that."""
     found = _describe(path, allow_pickle)
     if form == "json":
         click.echo(dump(found))

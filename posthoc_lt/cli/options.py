@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from posthoc_lt.choices import METRICS, RULES
 from posthoc_lt.errors import PosthocError, show
+from posthoc_lt.text import read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,21 +34,6 @@ FILE = _File(path_type=Path)
 READ = "posthoc_lt.read"
 """The key of a context's `meta` under which lie the names of files that were read while options were parsed."""
 
-METRICS = (
-    "balanced-accuracy",
-    "accuracy",
-    "weighted-accuracy",
-    "utility",
-    "macro-f1",
-    "g-mean",
-    "harmonic-mean",
-    "worst-class",
-    "many",
-    "medium",
-    "few",
-)
-"""The names of `posthoc_lt.search.FIGURES`, which would cost help the import of torch."""
-
 
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers separated by commas; click turns a ValueError into a usage error."""
@@ -64,8 +51,6 @@ def size(text: str) -> int:
 
 def _words(path: Path) -> list[str]:
     """What a text file holds, separated by white space or commas, or as a JSON list."""
-    from posthoc_lt.files.text import read_text  # here, so that help costs no torch
-
     return read_text(path).replace(",", " ").strip().strip("[]").split()
 
 
@@ -111,14 +96,13 @@ def read_costs(text: str) -> tuple[tuple[float, ...], ...]:
     Raises:
         PosthocError: the file cannot be read, or holds something else.
     """
-    from posthoc_lt.files.arrays import read_arrays  # here, so that help costs no torch
-    from posthoc_lt.files.text import read_text
-
     if (context := click.get_current_context(silent=True)) is not None:
         context.meta.setdefault(READ, []).append(text)
     path = Path(text)
     try:
         if path.suffix.lower() == ".npy":
+            from posthoc_lt.files.arrays import read_arrays  # here, so that help costs no torch
+
             (rows,) = (array.tolist() for array in read_arrays(path).values())
         else:
             rows = [line.replace(",", " ").split() for line in read_text(path).splitlines() if line.strip()]
@@ -181,9 +165,20 @@ allow_pickle = click.option(
     help="Load even a pickled module or .pt2 file, which may run any code in it: only if you trust who made it.",
 )
 force = click.option("--force", is_flag=True, help="Overwrite an existing, different file.")
+
+
+def _one_table(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """The value, of either option, where the other agrees; whichever is parsed last finds out."""
+    given = {**context.params, parameter.name: value}
+    if given.get("form") == "csv" and given.get("verbose"):
+        raise click.UsageError("--format csv has no place for each class's figures; give --format json with -v.")
+    return value
+
+
 form = click.option(
     "--format",
     "form",
+    callback=_one_table,
     type=click.Choice(["table", "json", "csv", "md"]),
     default="table",
     show_default=True,
@@ -221,7 +216,7 @@ cost = click.option(
 )
 select = click.option(
     "--select",
-    type=click.Choice(["guarded", "nll", "metric", "cross-fit"]),
+    type=click.Choice(RULES),
     default="guarded",
     show_default=True,
     help="How a knob is chosen: the likelihood's choice where the metric supports it, the likelihood alone, "
@@ -244,7 +239,7 @@ groups = click.option(
     show_default=True,
     help="Train counts: few is below the first, many above the second.",
 )
-verbose = click.option("-v", "--verbose", is_flag=True, help="Add the figures of every class.")
+verbose = click.option("-v", "--verbose", is_flag=True, callback=_one_table, help="Add the figures of every class.")
 
 
 def _silence(context: click.Context, _: click.Parameter, value: bool) -> bool:

@@ -1,32 +1,18 @@
-"""``report``: the comparison and the choice as one page to look at."""
+"""What ``report`` does: the comparison and the choice as one page to look at."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import click
-
 import posthoc_lt
-from posthoc_lt.cli import options, output
-from posthoc_lt.cli.compare import arguments, choosing
+from posthoc_lt.cli import output
+from posthoc_lt.cli.compare import arguments
 from posthoc_lt.errors import show
 
 
-@click.command()
-@options.together(
-    choosing,
-    options.seed,
-    options.device,
-    options.out("report.html", "Write the page to this file."),
-    options.force,
-    options.quiet,
-)
 def report(features: Path, out: Path, force: bool, quiet: bool, **choice: Any) -> None:
-    """Fit every method, take the one that validation supports, and tell it as one HTML page.
-
-    The page holds its styles, script and figures, and fetches nothing.
-    """
+    """Rebalance, write the page, and print the verdict."""
     output.protect(out, "page", features)
     result = posthoc_lt.rebalance(**arguments(features, quiet=quiet, **choice)[1])
     read = output.hashed({"features": features})["features"]

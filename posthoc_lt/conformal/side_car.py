@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from posthoc_lt.conformal.scores import identity
 from posthoc_lt.choices import KINDS
+from posthoc_lt.conformal.scores import identity
 from posthoc_lt.conformal.thresholds import Thresholds
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.files import replacing

@@ -10,22 +10,11 @@ import torch
 from torch import Tensor
 
 from posthoc_lt import ranks
+from posthoc_lt.choices import KINDS
 from posthoc_lt.conformal.scores import blocks, identity
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
-
-KINDS = ("marginal", "classwise", "interpolated", "prevalence")
-"""The kinds of prediction sets.
-
-- ``marginal``: one floor from all samples. Covers 1 − α of samples like these, most of them of frequent classes.
-- ``classwise``: a floor a class from its own samples. Covers 1 − α of *every* class, whatever the frequencies met
-  later; a class without enough samples is in every set.
-- ``interpolated``: ``weight·classwise + (1 − weight)·marginal`` (Interp-Q of Ding 2025, arXiv:2507.06867): far
-  smaller sets already at weights just below 1. Covers 1 − 2α at least, by the union bound, mostly near 1 − α.
-- ``prevalence``: one floor on p(y|x)/p(y) (PAS, same paper), which for a given size of sets serves the mean
-  coverage of classes best. Covers 1 − α like ``marginal``.
-"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError, listed, show
-from posthoc_lt.files.text import read_text
+from posthoc_lt.text import read_text
 
 Written = Mapping[str, Sequence[str] | None]
 """For each split the labels as they are written, or None where it has none."""
