@@ -246,8 +246,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
         balanced_interval(of([1, 1, 0], [2, 2, 0]), weight=nothing)
     with pytest.raises(PosthocError, match="without a sample"):
         accuracy_interval(of([0, 0], [0, 0]))
-    with pytest.raises(PosthocError, match="confidence level 95"):
-        balanced_interval(of([1], [2]), 95)
+    for level in (0, 1, 95):
+        with pytest.raises(PosthocError, match=f"confidence level {level}"):
+            balanced_interval(of([1], [2]), level)
     for wrong in (math.nan, -0.1, 1.1):
         with pytest.raises(PosthocError, match="p-value"):
             holm([0.5, wrong])
