@@ -111,7 +111,8 @@ class Certificate:
 
     Args:
         objective: the value reached.
-        gradient_norm: the gradient's norm there, relative to that of all-zero logits; 0 at the exact minimum.
+        gradient_norm: the gradient's norm there, or under bounds that of a projected gradient step, relative to that
+            of all-zero logits; 0 at the exact minimum.
         iterations: steps taken.
         converged: whether `gradient_norm` came under the tolerance.
     """

@@ -72,6 +72,7 @@ def sgd(
     sampler: EpochSampler | None = None,
     loss: Loss = cross_entropy,
     start: Head | None = None,
+    max_norm: float = math.inf,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Head:
@@ -89,6 +90,8 @@ def sgd(
         sampler: of the train labels; a `ClassAwareSampler` by default.
         loss: of logits (n, C) and labels (n,), such as a module of `posthoc_lt.losses`.
         start: the head to start from; by default one drawn as `torch.nn.Linear` does.
+        max_norm: what a class's weights are shortened to after each step where they are longer, as MaxNorm does
+            (Alshammari 2022, arXiv:2203.14197; its authors' code does so after each epoch).
         dtype: of the arithmetic and of the head.
         seed: decides start and order, and so, on one machine, every bit of the head.
 
@@ -111,6 +114,7 @@ def sgd(
         lambda x, y: loss(torch.addmm(bias, x, weight.T), y),
         schedule,
         _suited(sampler, features, start, seed),
+        max_norm,
     )
     return Head(weight.detach(), bias.detach())
 
@@ -165,8 +169,9 @@ def _descend(
     objective: Callable[[Tensor, Tensor], Tensor],
     schedule: Schedule,
     sampler: EpochSampler,
+    max_norm: float = math.inf,
 ) -> None:
-    """Take the schedule's steps on leaf parameters, in place."""
+    """Take the schedule's steps on leaf parameters, in place, and keep the rows of the first within a length."""
     labels, dtype = features.labels.cpu(), parameters[0].dtype
     optimiser = torch.optim.SGD(
         parameters, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
@@ -180,6 +185,8 @@ def _descend(
             optimiser.zero_grad()
             torch.autograd.backward(objective(x, labels[index].to(features.device)))
             optimiser.step()
+            if max_norm < math.inf:
+                parameters[0].data.renorm_(p=2, dim=0, maxnorm=max_norm)
     if not all(p.isfinite().all() for p in parameters):
         raise PosthocError(
             f"SGD at lr = {schedule.lr:g} that ends in NaN or infinite values",

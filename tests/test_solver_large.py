@@ -119,10 +119,11 @@ posthoc_lt.features.CHUNK_ELEMENTS = 64 * 40
 p, found = problem(4, counts=(400, 150, 60, 9), dimensions=40), {}
 with ranks.joined():
     for blocks.LARGE in (0, 1 << 60):
-        for name in ("crt", "refit", "lws", "affine", "ridge", "lda"):
-            path = METHODS[name]().fit(p.head(), p.training())
+        plain = ((name, {}) for name in ("crt", "refit", "lws", "affine", "ridge", "lda"))
+        for name, options in (*plain, ("crt", {"max_norm": 0.5})):
+            path = METHODS[name](**options).fit(p.head(), p.training())
             for knob in path.knobs[::6]:
-                found[name, blocks.LARGE, knob] = path.at(knob).weight, path.at(knob).bias
+                found[name, *options, blocks.LARGE, knob] = path.at(knob).weight, path.at(knob).bias
     torch.save(found, f"{sys.argv[1]}/{ranks.world()}-{ranks.rank()}.pt")
 """
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import Path
 from posthoc_lt.features import Features, Training
 from posthoc_lt.head import Head
@@ -20,6 +22,8 @@ from posthoc_lt.sampling import PowerSampler
 from posthoc_lt.solver import Certified, Solution, is_large, path, penalties, solved_path, trace_logistic
 
 BETA = 0.9999
+SHORTEST, LONGEST = 1e-12, 1e12
+"""Bounds that arithmetic can tell from 0 and from none."""
 _EXPONENTS = {"class": 0.0, "square-root": 0.5, "instance": 1.0}
 
 
@@ -33,6 +37,10 @@ class CRT(Method):
     uniform predictions, in the direction of the class means; small l2: the train samples separated, and weights
     hardly matter.
 
+    With `max_norm` δ the minimum is taken under ‖w'_c‖₂ ≤ δ for every class c, the bias free: MaxNorm, which with
+    weight decay balances weights (Alshammari 2022, arXiv:2203.14197). Large δ: as without; small δ: directions
+    alone, every row δ long.
+
     Args:
         l2: the penalty in units of the feature variance; None fits 13 from 10 to 1e-5, 7 on large problems.
         sampler: whose draws the weights stand for: each class as often (``class``), ∝ √n_c (``square-root``),
@@ -43,11 +51,14 @@ class CRT(Method):
             ``class`` nothing; or ``class-balanced`` (Cui 2019, arXiv:1901.05555), which weighs by the effective
             number of samples, β = 0.9999, and is meant for sampler ``instance``.
         towards: W₀, ``zero`` or the ``checkpoint``'s weights, which a large l2 then keeps.
+        max_norm: δ, in the unit of the weights, as in the paper; None bounds nothing. The authors take a tenth of
+            the way from the shortest to the longest row of the head they start from.
         recipe: ``convex``, or ``paper``: the authors' SGD on cached features (`posthoc_lt.recipe.sgd`), with l2 its
-            weight decay, 5e-4 by default, and `towards` where it starts: afresh or from the checkpoint's head.
+            weight decay, 5e-4 by default, `towards` where it starts, afresh or from the checkpoint's head, and
+            `max_norm` what every row is shortened to after each step.
 
     Raises:
-        PosthocError: no train features, a class without samples, or l2 not above 0.
+        PosthocError: no train features, a class without samples, or l2 or max_norm not above 0.
     """
 
     paper: ClassVar[str] = "1910.09217"
@@ -72,6 +83,11 @@ class CRT(Method):
         default="zero", metadata={"help": "Which weights the penalty draws to."}
     )
 
+    max_norm: float | None = field(
+        default=None,
+        metadata={"help": "Most that a class's weight vector may be long, in the weights' own unit; by default any."},
+    )
+
     recipe: Literal["convex", "paper"] = field(
         default="convex", metadata={"help": "Solve to the minimum, or take the authors' SGD steps with decay --l2."}
     )
@@ -79,9 +95,10 @@ class CRT(Method):
     def fit(self, head: Head, training: Training) -> Path:
         """A head a penalty, the strongest first, with certificates; by the paper's recipe a single one."""
         features = training.require(self.name)
-        l2 = penalties(self.l2, is_large(features, head.classes))
+        l2, max_norm = penalties(self.l2, is_large(features, head.classes)), self._bound(head)
         if self.recipe == "paper":
-            return self._descend(head, features, CRT_SCHEDULE.weight_decay if self.l2 is None else l2[0])
+            decay = CRT_SCHEDULE.weight_decay if self.l2 is None else l2[0]
+            return self._descend(head, features, decay, max_norm)
         counts = features.counts(head.classes)
         weights = self._weights(counts)
         towards = head.weight if self.towards == "checkpoint" else None
@@ -90,10 +107,23 @@ class CRT(Method):
         def solve(l2: Sequence[float], start: Solution | None) -> Iterator[Certified]:
             if start is not None:
                 start = Solution(start.weight, start.bias + shift.to(start.bias))
-            for each in trace_logistic(features, weights, l2, start, towards=towards, draft=len(l2) > 1):
+            for each in trace_logistic(
+                features, weights, l2, start, towards=towards, max_norm=max_norm, draft=len(l2) > 1
+            ):
                 yield replace(each, bias=each.bias - shift.to(each.bias))
 
         return solved_path(head, l2, solve)
+
+    def _bound(self, head: Head) -> float:
+        if self.max_norm is None or SHORTEST <= self.max_norm <= LONGEST:
+            return self.max_norm or inf
+        norms = head.weight.double().norm(dim=1)
+        low, high = norms.min().item(), norms.max().item()
+        raise PosthocError(
+            f"max_norm = {self.max_norm:g}",
+            f"a length from 1e-12 to 1e12; the untouched head's weights are {low:.3g} to {high:.3g} long",
+            f"give --max-norm {low + (high - low) / 10 or 1:.3g}, or leave it out",
+        )
 
     def _weights(self, counts: Tensor) -> Tensor:
         """Of one sample of each class (C,), all samples' summing to 1."""
@@ -103,7 +133,7 @@ class CRT(Method):
         weights = weights * effective_number_weights(counts, BETA)
         return weights / (weights * counts).sum()
 
-    def _descend(self, head: Head, features: Features, decay: float) -> Path:
+    def _descend(self, head: Head, features: Features, decay: float, max_norm: float) -> Path:
         counts, q = features.counts(head.classes), _EXPONENTS[self.sampler]
         shares = class_weights(counts, q) * counts
         loss = {
@@ -118,5 +148,6 @@ class CRT(Method):
             sampler=None if self.sampler == "class" else PowerSampler(features.labels.cpu(), q=q),
             loss=loss.to(features.device),
             start=head.to(torch.float32) if self.towards == "checkpoint" else None,
+            max_norm=max_norm,
         )
         return path(head, (decay,), (Solution(found.weight, found.bias),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def invert_hessian(samples: Samples, point: Tensor, l2: float) -> Inverse:
     """
     width = point.shape[1]
     by_class = width <= BLOCK_WIDTH and point.numel() * width <= BLOCK_ELEMENTS
-    solve = (_invert_blocks if by_class else _invert_likeness)(samples, point, l2)
+    solve = _invert_blocks(samples, point, l2) if by_class else likeness(samples, point).inverse(l2)
 
     def apply(gradient: Tensor) -> Tensor:
         # A constant added to every class changes no probability: keep it out of the search.
@@ -52,12 +53,38 @@ def _invert_blocks(samples: Samples, point: Tensor, l2: float) -> Inverse:
     return lambda g: torch.cholesky_solve(g[:, :, None].double(), factors)[:, :, 0].to(g)
 
 
-def _invert_likeness(samples: Samples, point: Tensor, l2: float) -> Inverse:
-    """d_c·S + l2 for each class c: one shape S for all, from the mean curvature, of its own size d_c.
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """d_c·S for each class c: one shape S for all, from the mean curvature, of its own size d_c.
 
     S = Σ hᵢ(xᵢ − n)(xᵢ − n)ᵀ / Σ hᵢ around n = Σ hᵢxᵢ / Σ hᵢ, where the bias comes apart, with
     hᵢ = wᵢ(1 − ‖pᵢ‖²) and d_c = Σ wᵢ p_ic(1 − p_ic).
+
+    Args:
+        values, vectors: (D,), (D, D) the eigenvalues of S and their vectors.
+        centre: n (D,).
+        size: d (C,).
     """
+
+    values: Tensor
+    vectors: Tensor
+    centre: Tensor
+    size: Tensor
+
+    def inverse(self, l2: float | Tensor) -> Inverse:
+        """Of d_c·S + l2, with one penalty for all classes or (C, 1) of them."""
+
+        def solve(g: Tensor) -> Tensor:
+            weight = torch.addr(g[:, :-1], g[:, -1], self.centre, alpha=-1) @ self.vectors
+            curved = torch.outer(self.size, self.values.clamp(min=0)).add_(l2)
+            weight = weight.div_(curved) @ self.vectors.T
+            return torch.cat([weight, (g[:, -1] / self.size - weight @ self.centre)[:, None]], dim=1)
+
+        return solve
+
+
+def likeness(samples: Samples, point: Tensor) -> Likeness:
+    """Taken from samples at a point (C, D + 1), in its dtype."""
     classes, dimensions = point.shape[0], point.shape[1] - 1
     shape = point.new_zeros(dimensions, dimensions, dtype=torch.float64)
     centre, size, total = shape.new_zeros(dimensions), shape.new_zeros(classes), shape.new_zeros(1)
@@ -68,11 +95,4 @@ def _invert_likeness(samples: Samples, point: Tensor, l2: float) -> Inverse:
     shape, centre, total, size = (ranks.total(each) for each in (shape, centre, total, size))
     centre = centre / total
     found = torch.linalg.eigh((shape / total - torch.outer(centre, centre)).to(point))
-    (values, vectors), centre, size = found, centre.to(point), size.to(point)
-
-    def solve(g: Tensor) -> Tensor:
-        weight = torch.addr(g[:, :-1], g[:, -1], centre, alpha=-1) @ vectors
-        weight = weight.div_(torch.outer(size, values.clamp(min=0)).add_(l2)) @ vectors.T
-        return torch.cat([weight, (g[:, -1] / size - weight @ centre)[:, None]], dim=1)
-
-    return solve
+    return Likeness(found.eigenvalues, found.eigenvectors, centre.to(point), size.to(point))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
 
 import torch
 from torch import Tensor
@@ -15,8 +17,9 @@ from posthoc_lt.family import Certificate
 from posthoc_lt.features import Features
 from posthoc_lt.progress import through
 from posthoc_lt.solver.blocks import ROUNDING, Blocks, cross_entropy, is_large, sketch
-from posthoc_lt.solver.curvature import invert_hessian
-from posthoc_lt.solver.minimise import STEPS, TOLERANCE, Objective, Pair, Precondition, memory, minimise
+from posthoc_lt.solver.bounded import Boundable, minimise_bounded
+from posthoc_lt.solver.curvature import Likeness, invert_hessian, likeness
+from posthoc_lt.solver.minimise import STEPS, TOLERANCE, Pair, Precondition, memory, minimise
 from posthoc_lt.solver.moments import class_sums
 from posthoc_lt.solver.penalties import Certified, Solution
 
@@ -32,6 +35,7 @@ def fit_logistic(
     l2: Sequence[float],
     *,
     towards: Tensor | None = None,
+    max_norm: float = inf,
     tolerance: float | None = None,
     steps: int = STEPS,
 ) -> tuple[Certified, ...]:
@@ -42,6 +46,9 @@ def fit_logistic(
     The bias is not penalised; of the minimisers, which differ by a constant, that with Σb that of the start is
     returned, and Σb = 0 where W₀ = 0.
 
+    With `max_norm` δ, under ‖w_c‖ ≤ δ for every class c; the certificate then is of a projected gradient step
+    (`minimise_bounded`).
+
     The certificate's gradient is that in the coordinates (x − m)/σ, relative to that of all-zero logits
     (or to 0.001, where they are nearly the best there are). Large problems (`blocks.LARGE`) are drafted on a part of
     the samples and in float32, where their certificate is computed too unless `tolerance` is below 1e-4.
@@ -51,6 +58,7 @@ def fit_logistic(
         class_weight: (C,) float64; w_i = class_weight[y_i], summing to 1 over the samples.
         l2: the penalties, best from strong to weak.
         towards: W₀ (C, D), which the penalty draws to; zero by default.
+        max_norm: δ, above 0, in the unit of the weights.
         tolerance: the relative gradient norm to reach; 1e-8 by default, 1e-3 for large problems.
         steps: the most steps a fit may take.
 
@@ -61,7 +69,9 @@ def fit_logistic(
     >>> fit_logistic(features, torch.tensor([0.5, 0.5]), [0.1])[0].certificate.converged
     True
     """
-    return tuple(trace_logistic(features, class_weight, l2, towards=towards, tolerance=tolerance, steps=steps))
+    return tuple(
+        trace_logistic(features, class_weight, l2, towards=towards, max_norm=max_norm, tolerance=tolerance, steps=steps)
+    )
 
 
 def trace_logistic(
@@ -71,6 +81,7 @@ def trace_logistic(
     start: Solution | None = None,
     *,
     towards: Tensor | None = None,
+    max_norm: float = inf,
     draft: bool = False,
     tolerance: float | None = None,
     steps: int = STEPS,
@@ -78,13 +89,14 @@ def trace_logistic(
     """The same one after another, so that none has to be kept.
 
     Args:
-        features, class_weight, l2, towards, tolerance, steps: as for `fit_logistic`.
+        features, class_weight, l2, towards, max_norm, tolerance, steps: as for `fit_logistic`.
         start: where to begin, such as a draft.
         draft: whether a relative gradient norm of 1e-2 will do for a large problem; it has not converged then.
     """
     large = is_large(features, len(class_weight))
     tolerance = tolerance or (LARGE_TOLERANCE if large else TOLERANCE)
-    problem = _standardise(features, class_weight, towards, torch.float32 if large else torch.float64)
+    problem = _standardise(features, class_weight, towards, max_norm, torch.float32 if large else torch.float64)
+    solve = minimise if problem.radius == inf else partial(minimise_bounded, radius=problem.radius)
     fresh = problem.start() if start is None else problem.fold(start)
     point = before = fresh
     pairs, last = memory(point), l2[0]
@@ -94,13 +106,13 @@ def trace_logistic(
             _stiffen(pairs, penalty - last)
         else:  # where fresh curvature is cheap and exact
             pairs.clear()
-        drafts: list[tuple[Objective, float]] = []
+        drafts: list[tuple[Boundable, float]] = []
         if large and point is fresh and start is None:  # only the first of a path starts far off
             drafts = [(replace(objective, blocks=problem.curving), DRAFT / 3)]
         # The last two fits point to the next.
         ahead = point if before is point else 2 * point - before
         before, last = point, penalty
-        point, certificate = minimise(
+        point, certificate = solve(
             objective,
             ahead,
             drafts=drafts,
@@ -112,7 +124,7 @@ def trace_logistic(
         if large and tolerance < ROUNDING:
             exact = replace(objective, blocks=replace(problem.blocks, dtype=torch.float64))
             rest = steps - certificate.iterations
-            found, certificate = minimise(exact, exact.centred(point.double()), tolerance=tolerance, steps=rest)
+            found, certificate = solve(exact, exact.centred(point.double()), tolerance=tolerance, steps=rest)
             certificate = replace(certificate, iterations=certificate.iterations + steps - rest)
             yield problem.unfold(found, certificate)
         else:
@@ -134,6 +146,7 @@ class _Logistic:
     centre: Tensor
     scale: float
     l2: float = 0.0
+    radius: float = inf
 
     @property
     def noise(self) -> float:
@@ -154,6 +167,8 @@ class _Logistic:
 
     def centred(self, point: Tensor) -> Tensor:
         """The point without what rounding has put where the search does not go: a weight common to all classes."""
+        if self.radius < inf:  # there it does
+            return point
         away = point[:, :-1] - self.centre
         point[:, :-1] -= away.mean(dim=0)
         return point
@@ -175,6 +190,8 @@ class _Logistic:
         del weight
         slope, total = ranks.total(slope), ranks.total(total)
         slope.addr_(total[1:], self.mean, alpha=-1).div_(self.spread)
+        if self.radius < inf:  # a common weight has no slope but rounding's, which would be followed
+            slope -= slope.mean(dim=0)
         gradient = torch.empty_like(point)
         gradient[:, :-1], gradient[:, -1] = slope, total[1:]
         del slope
@@ -183,6 +200,9 @@ class _Logistic:
 
     def precondition(self, point: Tensor) -> Precondition:
         return invert_hessian(self._probabilities(point), point, self.l2)
+
+    def likeness(self, point: Tensor) -> Likeness:
+        return likeness(self._probabilities(point), point)
 
     def _head(self, point: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The weights and bias for features as they are."""
@@ -211,7 +231,9 @@ def _stiffen(pairs: deque[Pair], more: float) -> None:
             pairs.append(changed)
 
 
-def _standardise(features: Features, class_weight: Tensor, towards: Tensor | None, dtype: torch.dtype) -> _Logistic:
+def _standardise(
+    features: Features, class_weight: Tensor, towards: Tensor | None, max_norm: float, dtype: torch.dtype
+) -> _Logistic:
     """The problem without penalty, in the weighted mean m (D,) and the root σ of a feature's mean variance."""
     class_weight = class_weight.to(features.device, torch.float64)
     blocks, classes = Blocks(features, class_weight, dtype), len(class_weight)
@@ -233,4 +255,5 @@ def _standardise(features: Features, class_weight: Tensor, towards: Tensor | Non
     scale = (_square(at_zero) + _square(1 / classes - shares)) ** 0.5
     centre = mean.new_zeros(1, 1) if towards is None else towards.to(mean) * spread
     curving = sketch(blocks, dtype) if dtype == torch.float32 else blocks
-    return _Logistic(blocks, curving, mean, spread.item(), centre.to(dtype), max(1e-3, scale))
+    radius = max_norm * spread.item()  # the mean goes into the biases, and bounds no weight
+    return _Logistic(blocks, curving, mean, spread.item(), centre.to(dtype), max(1e-3, scale), radius=radius)
