@@ -11,6 +11,7 @@ from torch import Tensor
 from posthoc_lt import ranks
 from posthoc_lt.family import Family, KeptBias
 from posthoc_lt.features import Features
+from posthoc_lt.search.columns import Columns
 from posthoc_lt.search.kept import Curves, overtaken
 from posthoc_lt.search.lines import BLOCKS, lines
 
@@ -64,19 +65,17 @@ def walk(family: Family, features: Features, bounds: tuple[float, float]) -> Wal
     Raises:
         PosthocError: the family has no continuous knob.
     """
-    starts, steps = [_NONE], [_NOTHING]
+    starts, steps = Columns(torch.int64), Columns(torch.int64, torch.int64, torch.int64, torch.float64)
     chunks = _curved(family, features, bounds) if isinstance(family, KeptBias) else _straight(family, features, bounds)
     for rows, current, following in chunks:
-        starts.append(current.cpu())
-        steps.extend(_follow(current, following, bounds, rows.start))
-    first = ranks.gathered(torch.cat(starts))
-    sample, before, after, time = (ranks.gathered(torch.cat(parts)) for parts in zip(*steps, strict=True))
+        starts.append(current)
+        for step in _follow(current, following, bounds, rows.start):
+            steps.append(*step)
+    first, sample, before, after, time = (ranks.gathered(each) for each in (*starts.whole(), *steps.whole()))
     return Walk(features.labels.cpu(), first, sample, before, after, time, family.at(bounds[0]).classes, bounds)
 
 
 _Step = tuple[Tensor, Tensor, Tensor, Tensor]
-_NONE = torch.empty(0, dtype=torch.int64)
-_NOTHING: _Step = (_NONE, _NONE, _NONE, torch.empty(0, dtype=torch.float64))
 _Chunk = tuple[slice, Tensor, Following]
 
 
@@ -89,7 +88,7 @@ def _follow(current: Tensor, following: Following, bounds: tuple[float, float], 
         time = torch.maximum(time, now)
         on = time < bounds[1]
         moving, before, current, now = moving[on], current[on], after[on], time[on]
-        yield (moving + offset).cpu(), before.cpu(), current.cpu(), now.cpu()
+        yield moving + offset, before, current, now
 
 
 def _straight(family: Family, features: Features, bounds: tuple[float, float]) -> Iterator[_Chunk]:
