@@ -22,6 +22,9 @@ _PRIOR = 3.0
 _PRIOR_SAMPLES = 6
 """Samples with the pooled share of disagreements that are added to each class."""
 
+_ROUNDING = 1e-12
+"""Gains and losses that cancel leave less than this, of either sign."""
+
 _EXACT = 16
 """Up to so many disagreements every one of their 2^m sign patterns is looked at."""
 
@@ -202,6 +205,7 @@ def paired(
     net, square = (torch.bincount(labels, w, classes)[members].double() for w in (difference, difference.square()))
     size, v, square = size[members].double(), shares[members], square / unit**2
     delta, samples = float((v * net / size).sum()) / unit, _effective_samples(square, size, v)
+    delta = 0.0 if abs(delta) < _ROUNDING else delta
     apart = max(abs(delta), float((v * square / size).sum()))
     p = _two_sided(delta * math.sqrt(samples / apart)) if apart else 1.0
     if 0 < len(steps) <= _EXACT:

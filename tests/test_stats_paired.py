@@ -203,3 +203,13 @@ def outcome(
     right_a, right_b = (torch.from_numpy(rng.random(share.shape) < share) for share in (a, b))
     found = paired(torch.from_numpy(labels), right_a, right_b, 20)
     return found.p, found.low, found.high
+
+
+def test_gains_and_losses_that_cancel_are_no_difference() -> None:
+    """Their sum in floating point is 1e-18, of either sign, which must not be shown as a loss."""
+    labels = torch.arange(3).repeat_interleave(100)
+    for gains in ((3, 1, -4), (7, -2, -5), (1, 2, -3), (-6, 5, 1)):
+        a, b = torch.zeros(300), torch.zeros(300)
+        for c, gain in enumerate(gains):
+            (b if gain > 0 else a)[100 * c : 100 * c + abs(gain)] = 1
+        assert str(paired(labels, a, b, 3).delta) == "0.0"
