@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from posthoc_lt import ranks
+from posthoc_lt.ahead import ahead
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.head import Head, as_tensor
 from posthoc_lt.identical import identical_rows
@@ -151,9 +152,9 @@ class Features:
 
     def _read(self, blocks: range, rows: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         with bar("reading features", len(blocks), "blocks", wanted=len(blocks) > 1) as shown:
-            for index in blocks:
-                block = slice(index * rows, min((index + 1) * rows, len(self)))
-                yield block, self.x[block].to(self.device).to(dtype)
+            every = (slice(index * rows, min((index + 1) * rows, len(self))) for index in blocks)
+            for x, block in ahead(((self.x[block], block) for block in every), self.device):
+                yield block, x.to(dtype)
                 shown.update()
 
     def shared_with(self, other: Features) -> int:
@@ -166,7 +167,7 @@ class Features:
 
 def _labels(y: Tensor, samples: int) -> Tensor:
     labels = y.to(_CPU, torch.int64)  # first of all, for torch cannot compare unsigned types
-    if y.shape != (samples,) or y.is_floating_point() or bool((labels < 0).any()):
+    if y.shape != (samples,) or y.is_floating_point() or bool(len(labels) and labels.min() < 0):
         raise PosthocError(
             f"labels of shape {tuple(y.shape)} and type {y.dtype} for {samples} samples",
             "one integer class index >= 0 a sample",

@@ -17,9 +17,9 @@ from by_path import EXAMPLES
 from torch import Tensor, nn
 
 from posthoc_lt import PosthocError, load_features, save_features
+from posthoc_lt.ahead import ahead
 from posthoc_lt.checkpoint import OutOfMemoryError, capture
 from posthoc_lt.extraction import Source, extract_source, extract_to, open_source, passes
-from posthoc_lt.extraction.ahead import ahead
 from posthoc_lt.extraction.loop import Forward
 from posthoc_lt.files import working
 

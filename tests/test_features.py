@@ -257,3 +257,11 @@ def test_a_notebook_shows_a_set_split_by_split_and_its_names_as_text() -> None:
     assert "<tr><td>val</td><td>1</td><td>2</td><td>float32</td><td>no</td></tr>" in shown
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_chunks_copied_ahead_are_the_same() -> None:
+    x = torch.randn(50_000, 300, dtype=torch.float16)
+    parts = list(Features(x).to(torch.device("cuda")).chunks(1))
+    assert len(parts) > 2
+    assert all(torch.equal(part.cpu(), x[rows].float()) for rows, part in parts)

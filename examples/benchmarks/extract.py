@@ -1,12 +1,14 @@
 """What extraction costs beside the network's own forward pass, and whether it survives being killed.
 
 python examples/benchmarks/extract.py [--copies 4] [--repeats 5] [--json]    throughput, on the CPU
+python examples/benchmarks/extract.py --files [--workers 2] [--json]         from image files, beside timm
 python examples/benchmarks/extract.py --kills 20 [--json]                    SIGKILL at random moments, then again
 
 The embedded case: a ResNet-20 and 2,436 images of 28 x 28. For throughput its images lie decoded in memory, `copies`
 times over, and a bare loop, `network(batch)` and nothing else, runs over the same tensors in the same batches, by turns
 with the whole of `extract_to`: loading the network, proving its head, features, parts, checksums, the file, and reading
-it back.
+it back. From files, both sides open and decode the embedded PNGs in so many workers; the other side is timm's own
+data set, loader, meters and top-1 and top-5 accuracy, in the order of its validate.py.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posthoc_lt.checkpoint import load_network
+from posthoc_lt.checkpoint.zoo import library
 from posthoc_lt.cli import run
 from posthoc_lt.cli.demo import unpack
 from posthoc_lt.extraction import Source, extract_to, open_source, passes
@@ -109,6 +112,60 @@ def throughput(folder: Path, copies: int, repeats: int) -> dict[str, object]:
     }
 
 
+def timm_validation(network: nn.Module, folder: Path, workers: int) -> float:
+    """A validation pass as timm's, over one split's folder; its top-1 accuracy."""
+    library("timm")  # imports it even where torchvision is built for another torch
+    data, utils = importlib.import_module("timm.data"), importlib.import_module("timm.utils")
+    loader = data.create_loader(
+        data.ImageDataset(str(folder), input_img_mode="L"),
+        input_size=(1, 28, 28),
+        batch_size=BATCH,
+        use_prefetcher=False,
+        interpolation="bilinear",
+        mean=(0.5,),
+        std=(0.5,),
+        num_workers=workers,
+        crop_pct=1.0,
+    )
+    criterion, losses, top1, top5 = nn.CrossEntropyLoss(), *(utils.AverageMeter() for _ in range(3))
+    with torch.inference_mode():
+        for x, target in loader:
+            output = network(x)
+            loss = criterion(output, target)
+            acc1, acc5 = utils.accuracy(output, target, topk=(1, 5))
+            losses.update(loss.item(), x.size(0))
+            top1.update(acc1.item(), x.size(0))
+            top5.update(acc5.item(), x.size(0))
+    return float(top1.avg)
+
+
+def from_files(folder: Path, repeats: int, workers: int) -> dict[str, object]:
+    """Images a second of extraction and of timm's validation loop, medians; the ratio is the median of a turn's."""
+    source = open_source(folder / "model.pt", folder / "data")
+    network = load_network(source.checkpoint, source.architecture)
+    images = sum(map(len, source.data.splits.values()))
+
+    def peer() -> None:
+        for name in source.data.splits:
+            timm_validation(network, folder / "data" / name, workers)
+
+    def extraction() -> None:
+        out = folder / "feats.safetensors"
+        extract_to(out, source, device="cpu", batch_size=BATCH, workers=workers, force=True)
+
+    peer(), extraction()  # warm
+    turns = [(seconds(peer)[0], seconds(extraction)[0]) for _ in range(repeats)]
+    rates = [round(images / statistics.median(side), 1) for side in zip(*turns, strict=True)]
+    return {
+        "images": images,
+        "repeats": repeats,
+        "workers": workers,
+        "timm_images_per_second": rates[0],
+        "extract_images_per_second": rates[1],
+        "ratio": round(statistics.median(theirs / ours for theirs, ours in turns), 3),
+    }
+
+
 def attempt(command: list[str], log: Path, kill_after: float | None = None) -> int:
     """Run a command in a fork of this process, which has torch loaded already, and perhaps kill it; its status."""
     child = os.fork()
@@ -156,6 +213,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--copies", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--files", action="store_true", help="from image files, beside timm's validation loop")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--limit", type=int, help="images a split for --kills")
     parser.add_argument("--seed", type=int, default=0)
@@ -167,6 +226,8 @@ def main() -> None:
         unpack(folder)
         if arguments.kills:
             found = kills(folder, arguments.kills, arguments.seed, arguments.limit)
+        elif arguments.files:
+            found = from_files(folder, arguments.repeats, arguments.workers)
         else:
             found = throughput(folder, arguments.copies, arguments.repeats)
     if arguments.json:

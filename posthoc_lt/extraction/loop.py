@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from posthoc_lt.ahead import ahead
 from posthoc_lt.checkpoint import OutOfMemoryError
 from posthoc_lt.errors import PosthocError, show
-from posthoc_lt.extraction.ahead import Batches, ahead
 from posthoc_lt.features import SPLITS, Features, FeatureSet
 from posthoc_lt.head import Head
 
 HALF_ERROR = 1e-3
 """The largest error, relative to its row's norm, with which features may be kept in float16."""
+
+Batches: TypeAlias = Iterable[tuple[Tensor, Tensor | None]]
+"""Inputs of the network, and their labels where there are some."""
 
 logger = logging.getLogger(__name__)
 
