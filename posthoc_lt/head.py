@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError, show
+from posthoc_lt.precision import full_precision
 
 MASKED = -(2.0**13)
 """The constant logit of a masked class: no network's best logit is as low, and half precision holds it exactly."""
@@ -128,7 +129,8 @@ class Head:
 
     def to(self, place: torch.device | torch.dtype) -> Head:
         """The same head on another device or in another dtype."""
-        return replace(self, weight=self.weight.to(place), bias=self.bias.to(place))
+        weight, bias = self.weight.to(place), self.bias.to(place)
+        return self if weight is self.weight and bias is self.bias else replace(self, weight=weight, bias=bias)
 
     @overload
     def __call__(self, x: Tensor) -> Tensor: ...
@@ -139,7 +141,8 @@ class Head:
         if not isinstance(x, Tensor):
             logits: Array = self(as_tensor(x, "features").to(self.weight.device)).cpu().numpy()
             return logits
-        return torch.addmm(self.bias, x.to(self.weight.dtype), self.weight.T)
+        with full_precision():
+            return torch.addmm(self.bias, x.to(self.weight.dtype), self.weight.T)
 
     def __repr__(self) -> str:
         bias = "" if self.has_bias else ", no bias"

@@ -21,6 +21,9 @@ ROUNDING = 1e-4
 SHARE, SKETCH_ELEMENTS = 0.3, 1 << 26
 """How many of the samples, and features in all, a sketch has at most."""
 
+SLICE = 1 << 20
+"""Elements in such a part of a matrix (4 MB in float32); BLAS is no slower on them."""
+
 
 class Block(NamedTuple):
     """Consecutive samples: features (n, D), labels (n,), and weights (n,) in the dtype of the features."""
@@ -59,6 +62,12 @@ class Blocks:
         for rows, x in self.features.own_chunks(len(weight), self.dtype):
             y = labels[rows].to(device)
             yield Block(x, y, weight[y])
+
+
+def slices(rows: int, columns: int) -> Iterator[slice]:
+    """A matrix a few rows at a time (`SLICE`), so that what is made of them on the way takes little room."""
+    step = max(1, SLICE // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def is_large(features: Features, classes: int) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from posthoc_lt import ranks
+from posthoc_lt.solver.blocks import slices
 
 Samples = Iterable[tuple[Tensor, Tensor, Tensor]]
 """Blocks of standardised features (n, D), sample weights (n,) and probabilities (n, C)."""
@@ -73,12 +74,17 @@ class Likeness:
 
     def inverse(self, l2: float | Tensor) -> Inverse:
         """Of d_c·S + l2, with one penalty for all classes or (C, 1) of them."""
+        values = self.values.clamp(min=0)
+        each = torch.as_tensor(l2, dtype=values.dtype, device=values.device).expand(len(self.size), 1)
 
         def solve(g: Tensor) -> Tensor:
-            weight = torch.addr(g[:, :-1], g[:, -1], self.centre, alpha=-1) @ self.vectors
-            curved = torch.outer(self.size, self.values.clamp(min=0)).add_(l2)
-            weight = weight.div_(curved) @ self.vectors.T
-            return torch.cat([weight, (g[:, -1] / self.size - weight @ self.centre)[:, None]], dim=1)
+            step = torch.empty_like(g)
+            for rows in slices(*g.shape):
+                residual, size = g[rows, -1], self.size[rows]
+                weight = torch.addr(g[rows, :-1], residual, self.centre, alpha=-1) @ self.vectors
+                weight = weight.div_(torch.outer(size, values).add_(each[rows])) @ self.vectors.T
+                step[rows, :-1], step[rows, -1] = weight, residual / size - weight @ self.centre
+            return step
 
         return solve
 

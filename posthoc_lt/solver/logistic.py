@@ -16,7 +16,7 @@ from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import Certificate
 from posthoc_lt.features import Features
 from posthoc_lt.progress import through
-from posthoc_lt.solver.blocks import ROUNDING, Blocks, cross_entropy, is_large, sketch
+from posthoc_lt.solver.blocks import ROUNDING, Blocks, cross_entropy, is_large, sketch, slices
 from posthoc_lt.solver.bounded import Boundable, minimise_bounded
 from posthoc_lt.solver.curvature import Likeness, invert_hessian, likeness
 from posthoc_lt.solver.minimise import STEPS, TOLERANCE, Pair, Precondition, memory, minimise
@@ -97,8 +97,8 @@ def trace_logistic(
     tolerance = tolerance or (LARGE_TOLERANCE if large else TOLERANCE)
     problem = _standardise(features, class_weight, towards, max_norm, torch.float32 if large else torch.float64)
     solve = minimise if problem.radius == inf else partial(minimise_bounded, radius=problem.radius)
-    fresh = problem.start() if start is None else problem.fold(start)
-    point = before = fresh
+    point = before = problem.start() if start is None else problem.fold(start)
+    far = large and start is None
     pairs, last = memory(point), l2[0]
     for penalty in through(l2, "solving", "penalties", "l2 = {:.3g}".format):
         objective = replace(problem, l2=penalty)
@@ -107,10 +107,10 @@ def trace_logistic(
         else:  # where fresh curvature is cheap and exact
             pairs.clear()
         drafts: list[tuple[Boundable, float]] = []
-        if large and point is fresh and start is None:  # only the first of a path starts far off
-            drafts = [(replace(objective, blocks=problem.curving), DRAFT / 3)]
+        if far:  # as only the first of a path starts
+            drafts, far = [(replace(objective, blocks=problem.curving), DRAFT / 3)], False
         # The last two fits point to the next.
-        ahead = point if before is point else 2 * point - before
+        ahead = point if before is point else (point - before).add_(point)
         before, last = point, penalty
         point, certificate = solve(
             objective,
@@ -162,7 +162,7 @@ class _Logistic:
     def fold(self, solution: Solution) -> Tensor:
         """The point of a head for features as they are."""
         weight = solution.weight.to(self.mean.device, self.blocks.dtype)
-        bias = solution.bias.to(self.mean) + weight.to(self.mean) @ self.mean
+        bias = solution.bias.to(self.mean) + _shift(weight, self.mean)
         return self.centred(torch.cat([weight * self.spread, bias[:, None].to(weight)], dim=1))
 
     def centred(self, point: Tensor) -> Tensor:
@@ -185,7 +185,8 @@ class _Logistic:
         total = self.mean.new_zeros(len(weight) + 1)  # the loss, and the residuals of each class
         for block in self.blocks:
             loss, residual = cross_entropy(torch.addmm(bias, block.x, weight.T), block)
-            slope += residual.T @ block.x
+            for rows in slices(*slope.shape):
+                slope[rows] += residual[:, rows].T @ block.x
             total += torch.cat([loss[None], residual.sum(dim=0, dtype=total.dtype)])
         del weight
         slope, total = ranks.total(slope), ranks.total(total)
@@ -207,7 +208,7 @@ class _Logistic:
     def _head(self, point: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The weights and bias for features as they are."""
         weight = point[:, :-1] / self.spread
-        return weight.to(dtype), (point[:, -1].double() - weight.double() @ self.mean).to(dtype)
+        return weight.to(dtype), (point[:, -1].double() - _shift(weight, self.mean)).to(dtype)
 
     def _probabilities(self, point: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         dtype = self.curving.dtype
@@ -215,6 +216,11 @@ class _Logistic:
         for x, _, w in self.curving:
             p = torch.softmax(torch.addmm(bias, x, weight.T), dim=1)
             yield (x - self.mean.to(dtype)) / self.spread, w, p
+
+
+def _shift(weight: Tensor, mean: Tensor) -> Tensor:
+    """Wm in float64."""
+    return torch.cat([weight[rows].to(mean) @ mean for rows in slices(*weight.shape)])
 
 
 def _square(x: Tensor) -> float:
@@ -251,7 +257,7 @@ def _standardise(
             "check the preprocessing: the network seems to see the same input every time",
         )
     shares = class_weight * counts
-    at_zero = torch.outer(shares, mean).sub_(sums.mul_(class_weight[:, None])).div_(spread)
+    at_zero = sums.mul_(class_weight[:, None]).addr_(shares, mean, alpha=-1).div_(spread)
     scale = (_square(at_zero) + _square(1 / classes - shares)) ** 0.5
     centre = mean.new_zeros(1, 1) if towards is None else towards.to(mean) * spread
     curving = sketch(blocks, dtype) if dtype == torch.float32 else blocks

@@ -91,6 +91,7 @@ def minimise(
     """
     pairs = memory(start) if pairs is None else pairs
     point, taken, age = start, 0, REFRESH
+    del start  # which on large data is dear, as every tensor of its size
     value, gradient = math.nan, torch.empty(0)
     shown = bar("minimising", None, "steps")
     for current, goal in (*drafts, (objective, enough or tolerance)):
@@ -104,10 +105,9 @@ def minimise(
             found = _search_line(current, point, value, gradient, _direction(gradient, pairs, precondition))
             if found is None:
                 break
-            pair = Pair.of(found[0] - point, found[2] - gradient)
-            if pair.curvature > 0:
-                pairs.append(pair)
+            _remember(pairs, point, gradient, found)
             (point, value, gradient), taken, age = found, taken + 1, age + 1
+            del found
             shown.update()
     shown.close()
     norm = gradient.norm().item() / objective.scale
@@ -118,19 +118,28 @@ def _dot(a: Tensor, b: Tensor) -> float:
     return torch.dot(a.flatten(), b.flatten()).item()
 
 
+def _remember(pairs: deque[Pair], point: Tensor, gradient: Tensor, found: tuple[Tensor, float, Tensor]) -> None:
+    """Add the step from there to what was found; the oldest makes room before it takes any."""
+    if len(pairs) == pairs.maxlen:
+        pairs.popleft()
+    pair = Pair.of(found[0] - point, found[2] - gradient)
+    if pair.curvature > 0:
+        pairs.append(pair)
+
+
 def _direction(gradient: Tensor, pairs: Sequence[Pair], precondition: Precondition) -> Tensor:
     """The two-loop recursion (Nocedal 1980) around the preconditioner, scaled to the latest curvature."""
     q, shares = gradient.clone(), []
     for pair in reversed(pairs):
         share = _dot(pair.step, q) / pair.curvature
         shares.append(share)
-        q -= share * pair.change
+        q.add_(pair.change, alpha=-share)
     q = precondition(q)
     if pairs:
         q *= pairs[-1].curvature / _dot(pairs[-1].change, precondition(pairs[-1].change))
     for pair, share in zip(pairs, reversed(shares), strict=True):
-        q += (share - _dot(pair.change, q) / pair.curvature) * pair.step
-    return -q
+        q.add_(pair.step, alpha=share - _dot(pair.change, q) / pair.curvature)
+    return q.neg_()
 
 
 def _search_line(
@@ -144,7 +153,7 @@ def _search_line(
     slope = _dot(gradient, direction)
     low, high, size = 0.0, math.inf, 1.0
     for _ in range(60 if slope < 0 else 0):
-        there = point + size * direction
+        there = point.add(direction, alpha=size)
         value_there, gradient_there = objective.evaluate(there)
         slope_there = _dot(gradient_there, direction)
         descends = value_there <= value + 1e-4 * size * slope
