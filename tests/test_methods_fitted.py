@@ -16,7 +16,7 @@ from posthoc_lt.family import Path
 from posthoc_lt.features import Features, Training
 from posthoc_lt.head import Head
 from posthoc_lt.methods import METHODS
-from posthoc_lt.solver import penalties
+from posthoc_lt.solver import blocks, penalties
 
 
 @pytest.mark.parametrize("name", ["affine", "crt", "lws", "refit"])
@@ -40,6 +40,21 @@ def test_one_penalty_is_one_head_and_that_of_the_path(name: str) -> None:
     assert isinstance(family, Path)
     assert family.knobs == (0.01,)
     torch.testing.assert_close(family.at(0.01).weight, whole.at(0.01).weight, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "weakest"), [("crt", 1e-5), ("refit", 1e-5), ("lws", 1e-5), ("affine", 1e-5), ("ridge", 1e-8)]
+)
+@pytest.mark.parametrize("large", [False, True])
+def test_penalties_fall_from_10_by_half_a_decade_or_a_whole_one(
+    name: str, weakest: float, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(blocks, "LARGE", 0)
+    p, steps = problem(), round(np.log10(10 / weakest)) * (1 if large else 2)
+    family = METHODS[name]().fit(p.head(), p.training())
+    assert isinstance(family, Path)
+    assert family.knobs == pytest.approx(np.geomspace(10, weakest, steps + 1))
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.knob == "l2"])
@@ -251,7 +266,70 @@ def test_the_paper_s_recipe_starts_from_the_checkpoint_where_asked() -> None:
     p = problem()
     head = Head(torch.tensor(100 * p.w), torch.tensor(p.b))
     fresh, warm = (
-        METHODS["crt"](**{"recipe": "paper", "towards": towards}).fit(head, p.training()).at(5e-4)
-        for towards in ("zero", "checkpoint")
+        METHODS["crt"](**{"recipe": "paper", "init": init}).fit(head, p.training()).at(5e-4)
+        for init in ("fresh", "checkpoint")
     )
     assert float((warm.weight - head.weight).norm()) < 0.5 * float((fresh.weight - head.weight).norm())
+
+
+def test_the_paper_s_recipe_draws_to_zero_and_says_so() -> None:
+    p = problem()
+    with pytest.raises(PosthocError, match=r"--recipe paper with --towards checkpoint.*--init checkpoint"):
+        METHODS["crt"](**{"recipe": "paper", "towards": "checkpoint"}).fit(p.head(), p.training())
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "logit-adjusted", "sampler": "instance"}, {"towards": "checkpoint"}])
+def test_a_convex_fit_ends_at_one_minimum_wherever_it_starts_and_at_once_from_there(options: dict[str, str]) -> None:
+    p = problem()
+    fresh = METHODS["crt"](**{"l2": 0.01, **options}).fit(p.head(), p.training())
+    solved, warm = fresh.at(0.01), {"l2": 0.01, "init": "checkpoint", **options}
+    again = METHODS["crt"](**warm).fit(p.head(), p.training())
+    torch.testing.assert_close(again.at(0.01).weight, solved.weight, atol=1e-6, rtol=1e-6)
+    offset = again.at(0.01).bias - solved.bias
+    torch.testing.assert_close(offset, offset.mean().expand_as(offset), atol=1e-6, rtol=0)
+    if "towards" not in options:  # which the start is then, too
+        there = METHODS["crt"](**warm).fit(solved, p.training())
+        assert isinstance(there, Path)
+        assert there.certificates[0].iterations <= 1
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "logit-adjusted", "class-balanced"])
+@pytest.mark.parametrize(("sampler", "q"), [("class", 0.0), ("square-root", 0.5), ("instance", 1.0)])
+def test_without_features_the_paper_s_recipe_learns_the_frequencies_that_it_draws(
+    loss: str, sampler: str, q: float
+) -> None:
+    """Then the bias is all there is: the log of how often a class is drawn, and weighed, less what the loss adds."""
+    n = np.array([6000.0, 1500.0, 300.0])
+    labels = torch.arange(3).repeat_interleave(torch.tensor([6000, 1500, 300]))
+    training = Training(torch.bincount(labels), Features(torch.zeros(len(labels), 1), labels))
+    options = {"recipe": "paper", "sampler": sampler, "loss": loss, "l2": 1e-9}
+    bias = METHODS["crt"](**options).fit(Head(torch.ones(3, 1), torch.zeros(3)), training).at(1e-9).bias.double()
+    drawn = {"cross-entropy": n**q, "logit-adjusted": n**0, "class-balanced": n**q / (1 - 0.9999**n)}[loss]
+    np.testing.assert_allclose(bias.softmax(dim=0).numpy(), drawn / drawn.sum(), atol=0.04)
+
+
+@pytest.mark.parametrize("name", ["affine", "crt", "lws", "refit"])
+def test_one_penalty_is_solved_to_the_end_on_large_problems_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, options = problem(4, counts=(400, 90, 30, 4), dimensions=8), {"l2": 1e-4}
+    exact = METHODS[name](**options).fit(p.head(), p.training())
+    monkeypatch.setattr(blocks, "LARGE", 0)
+    family, whole = (METHODS[name](**each).fit(p.head(), p.training()) for each in (options, {}))
+    assert isinstance(exact, Path)
+    assert isinstance(family, Path)
+    assert isinstance(whole, Path)
+    assert not all(each.converged for each in whole.certificates)
+    assert family.certificates[0].converged
+    least = exact.certificates[0].objective
+    assert abs(family.certificates[0].objective - least) <= 1e-6 * least + 1e-3**2 / (2 * 1e-4)  # ‖∇‖²/2λ, and float32
+
+
+@pytest.mark.parametrize("noise", [1e-8, 1e-3])
+def test_lda_takes_differences_that_are_only_rounding_for_none(noise: float) -> None:
+    p = problem()
+    training = _training(torch.tensor(1e6 * np.eye(4)[p.y] + noise * p.x[:, :4]), p.y.tolist())
+    method, head = METHODS["lda"](), Head(torch.ones(4, 4, dtype=torch.float64), torch.zeros(4))
+    if noise > 1e-6:
+        assert method.fit(head, training).at(0.01).weight.isfinite().all()
+    else:
+        with pytest.raises(PosthocError, match="do not differ within any class"):
+            method.fit(head, training)

@@ -244,10 +244,10 @@ def test_an_adjusted_loss_moves_the_bias_alone() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["convex", "paper"])
-@pytest.mark.parametrize("towards", ["zero", "checkpoint"])
-def test_either_recipe_and_start_keeps_within_the_bound_and_reaches_it(recipe: str, towards: str) -> None:
+@pytest.mark.parametrize("init", ["fresh", "checkpoint"])
+def test_either_recipe_and_start_keeps_within_the_bound_and_reaches_it(recipe: str, init: str) -> None:
     p = problem()
-    options = {"recipe": recipe, "towards": towards, "max_norm": 0.3, "l2": 1e-3}
+    options = {"recipe": recipe, "init": init, "max_norm": 0.3, "l2": 1e-3}
     head = METHODS["crt"](**options).fit(p.head(torch.float32), p.training()).at(1e-3)
     lengths = head.weight.norm(dim=1)
     assert lengths.max() <= 0.3 * (1 + 1e-6)

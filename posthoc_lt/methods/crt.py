@@ -50,15 +50,17 @@ class CRT(Method):
             subtracted from b', so that with sampler ``instance`` it is refit followed by logit-adjust, and with
             ``class`` nothing; or ``class-balanced`` (Cui 2019, arXiv:1901.05555), which weighs by the effective
             number of samples, β = 0.9999, and is meant for sampler ``instance``.
-        towards: W₀, ``zero`` or the ``checkpoint``'s weights, which a large l2 then keeps.
+        towards: W₀, ``zero`` or the ``checkpoint``'s weights, which a large l2 then keeps; not for SGD.
+        init: where the first fit starts, ``fresh`` or at the ``checkpoint``'s head: SGD ends near it, while the minimum
+            is one and the same, but for a constant in b', and only the steps to it differ.
         max_norm: δ, in the unit of the weights, as in the paper; None bounds nothing. The authors take a tenth of
             the way from the shortest to the longest row of the head they start from.
         recipe: ``convex``, or ``paper``: the authors' SGD on cached features (`posthoc_lt.recipe.sgd`), with l2 its
-            weight decay, 5e-4 by default, `towards` where it starts, afresh or from the checkpoint's head, and
-            `max_norm` what every row is shortened to after each step.
+            weight decay, 5e-4 by default, and `max_norm` what every row is shortened to after each step.
 
     Raises:
-        PosthocError: no train features, a class without samples, or l2 or max_norm not above 0.
+        PosthocError: no train features, a class without samples, l2 or max_norm not above 0, or SGD told what to
+            draw towards.
     """
 
     paper: ClassVar[str] = "1910.09217"
@@ -83,6 +85,10 @@ class CRT(Method):
         default="zero", metadata={"help": "Which weights the penalty draws to."}
     )
 
+    init: Literal["fresh", "checkpoint"] = field(
+        default="fresh", metadata={"help": "Where the fit starts, afresh or from the checkpoint's head."}
+    )
+
     max_norm: float | None = field(
         default=None,
         metadata={"help": "Most that a class's weight vector may be long, in the weights' own unit; by default any."},
@@ -97,6 +103,7 @@ class CRT(Method):
         features = training.require(self.name)
         l2, max_norm = penalties(self.l2, is_large(features, head.classes)), self._bound(head)
         if self.recipe == "paper":
+            self._require_decay_to_zero()
             decay = CRT_SCHEDULE.weight_decay if self.l2 is None else l2[0]
             return self._descend(head, features, decay, max_norm)
         counts = features.counts(head.classes)
@@ -105,6 +112,8 @@ class CRT(Method):
         shift = (weights * counts).log() if self.loss == "logit-adjusted" else torch.zeros(head.classes)
 
         def solve(l2: Sequence[float], start: Solution | None) -> Iterator[Certified]:
+            if start is None and self.init == "checkpoint":
+                start = Solution(head.weight, head.bias)
             if start is not None:
                 start = Solution(start.weight, start.bias + shift.to(start.bias))
             for each in trace_logistic(
@@ -124,6 +133,14 @@ class CRT(Method):
             f"a length from 1e-12 to 1e12; the untouched head's weights are {low:.3g} to {high:.3g} long",
             f"give --max-norm {low + (high - low) / 10 or 1:.3g}, or leave it out",
         )
+
+    def _require_decay_to_zero(self) -> None:
+        if self.towards != "zero":
+            raise PosthocError(
+                f"--recipe paper with --towards {self.towards}",
+                "SGD, whose weight decay draws to zero",
+                f"give --init {self.towards} to start there, or leave out --recipe",
+            )
 
     def _weights(self, counts: Tensor) -> Tensor:
         """Of one sample of each class (C,), all samples' summing to 1."""
@@ -147,7 +164,7 @@ class CRT(Method):
             schedule=replace(CRT_SCHEDULE, weight_decay=decay),
             sampler=None if self.sampler == "class" else PowerSampler(features.labels.cpu(), q=q),
             loss=loss.to(features.device),
-            start=head.to(torch.float32) if self.towards == "checkpoint" else None,
+            start=head.to(torch.float32) if self.init == "checkpoint" else None,
             max_norm=max_norm,
         )
         return path(head, (decay,), (Solution(found.weight, found.bias),))
