@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from posthoc_lt import ranks
+from posthoc_lt.columns import Columns, blocks, computed, gathered
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
@@ -172,24 +172,22 @@ def evaluate(
     """
     _check(head, features, counts, edges)
     labels, head = features.labels.cpu(), head.to(features.device)
-    predicted = torch.zeros(len(features), dtype=torch.int64)
-    confidence, likelihood = (torch.zeros(len(features), dtype=torch.float64) for _ in range(2))
+    made = Columns(torch.int64, torch.float64, torch.float64)
     for rows, x in features.own_chunks(head.classes, head.weight.dtype):
         logits = head(x)
         if logits.device.type == "mps":  # which has no float64
             logits = logits.cpu()
         best, log_p = logits.argmax(1, keepdim=True), logits.double().log_softmax(1)
-        predicted[rows] = best[:, 0].cpu()
-        confidence[rows] = log_p.gather(1, best)[:, 0].exp().cpu()
-        likelihood[rows] = log_p.gather(1, labels[rows, None].to(log_p.device))[:, 0].cpu()
-    predicted, confidence, likelihood = map(ranks.total, (predicted, confidence, likelihood))
-    if not bool((confidence.isfinite() & likelihood.isfinite()).all()):
+        own = log_p.gather(1, labels[rows, None].to(log_p.device))
+        made.append(best[:, 0], log_p.gather(1, best)[:, 0].exp(), own[:, 0])
+    predicted, confidence, likelihood = map(gathered, made.whole())
+    if not all(bool((confidence[rows] + likelihood[rows]).isfinite().all()) for rows in blocks(len(features))):
         raise PosthocError(
             "features with NaN or infinite values (or so large that the logits overflow)",
             "finite features",
             "extract them again, and check the images and the checkpoint",
         )
-    right = predicted == labels
+    right = computed(len(features), lambda rows: predicted[rows] == labels[rows])
     return Evaluation(
         labels=labels,
         predicted=predicted,

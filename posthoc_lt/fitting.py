@@ -6,6 +6,7 @@ from posthoc_lt.choices import L2
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
+from posthoc_lt.precision import full_precision
 from posthoc_lt.priors import class_weights
 from posthoc_lt.solver import fit_logistic
 
@@ -25,7 +26,8 @@ def fit_head(train: Features | None, l2: float = L2) -> Head:
     if not l2 > 0:
         raise PosthocError(f"l2 = {l2:g}", "a penalty above 0", "give --l2 0.01")
     counts = train.counts(int(train.y.max()) + 1 if len(train) else 0)
-    (solution,) = fit_logistic(train, class_weights(counts, q=1.0), [l2])
+    with full_precision():
+        (solution,) = fit_logistic(train, class_weights(counts, q=1.0), [l2])
     return Head(solution.weight.float(), solution.bias.float())
 
 

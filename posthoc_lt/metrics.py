@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.choices import GROUPS as GROUPS
+from posthoc_lt.columns import blocks, computed
 from posthoc_lt.errors import PosthocError
 
 EDGES = (20, 100)
@@ -63,9 +64,15 @@ def tally(labels: Tensor, predicted: Tensor, classes: int) -> Tally:
                 f"{what}s from 0 to {classes - 1}",
                 "give data with the classes that the head has, in their order",
             )
-    hits = labels[labels == predicted]
-    right, actual, guessed = (torch.bincount(values, minlength=classes) for values in (hits, labels, predicted))
-    return Tally(right, actual, guessed)
+    return Tally(*counted(labels, predicted, classes))
+
+
+def counted(labels: Tensor, predicted: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Every class's right, actual and predicted samples, each (C,), of any number of samples, known to fit."""
+    right = torch.zeros(classes, dtype=torch.int64)
+    for rows in blocks(len(labels)):
+        right += torch.bincount(labels[rows][labels[rows] == predicted[rows]], minlength=classes)
+    return right, torch.bincount(labels, minlength=classes), torch.bincount(predicted, minlength=classes)
 
 
 def accuracy(tally: Tally) -> float:
@@ -184,7 +191,22 @@ def expected_calibration_error(confidence: Tensor, right: Tensor, bins: int = 15
             "one confidence and one outcome a sample, at least one sample and one bin",
             "give the confidences and outcomes of one split that is not empty",
         )
-    values, tie, copies = torch.unique(confidence.double(), return_inverse=True, return_counts=True)
-    share = torch.bincount(tie, weights=right.double()) / copies
-    gap = (share - values).repeat_interleave(copies)
-    return float(sum(abs(float(part.sum())) for part in gap.tensor_split(bins)) / len(gap))
+    samples = len(confidence)
+    size, more = divmod(samples, bins)
+    starts = torch.tensor([k * size + min(k, more) for k in range(1, bins)], dtype=torch.int64)
+    starts = starts[starts < samples]
+    ordered = computed(samples, lambda rows: confidence[rows].double())
+    ordered.numpy().partition(starts.numpy())
+    edges, edge = torch.unique(ordered[starts], return_inverse=True)
+    # Sums over the samples below the first edge, on it, between it and the second, on that, and so on.
+    copies, gaps = torch.zeros(2, 2 * len(edges) + 1, dtype=torch.float64)
+    for rows in blocks(samples):
+        values = confidence[rows].double()
+        place = torch.searchsorted(edges, values)
+        place = 2 * place + (torch.cat([edges, edges.new_tensor([torch.inf])])[place] == values)
+        copies += torch.bincount(place, minlength=len(copies))
+        gaps += torch.bincount(place, right[rows].double() - values, len(gaps))
+    on = 2 * edge + 1
+    before, gap_before = (each.cumsum(0)[on - 1] for each in (copies, gaps))
+    gap = torch.cat([gaps.new_zeros(1), gap_before + (starts - before) / copies[on] * gaps[on], gaps.sum()[None]])
+    return float(gap.diff().abs().sum()) / samples

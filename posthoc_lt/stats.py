@@ -10,6 +10,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from posthoc_lt.columns import blocks
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.metrics import Tally
 
@@ -109,9 +110,12 @@ def mean_interval(
     Raises:
         PosthocError: no class that counts has a sample, or the level is not between 0 and 1.
     """
-    worth = worth.double()
     size = torch.bincount(labels, minlength=classes)
-    total, square = (torch.bincount(labels, weights=each, minlength=classes) for each in (worth, worth.square()))
+    total, square = (torch.zeros(classes, dtype=torch.float64) for _ in range(2))
+    for rows in blocks(len(labels)):
+        one = worth[rows].double()
+        total += torch.bincount(labels[rows], one, classes)
+        square += torch.bincount(labels[rows], one.square(), classes)
     return _interval(size, total, square, level, weight, counts)
 
 
@@ -196,14 +200,20 @@ def paired(
             "two sets of predictions on the same samples",
             "evaluate both heads on the same split",
         )
-    size, difference = torch.bincount(labels, minlength=classes), b.double() - a.double()
+    size = torch.bincount(labels, minlength=classes)
     shares = class_shares(size, weight)
-    differ = (difference != 0) & (shares[labels] > 0)
-    labels, difference = labels[differ], difference[differ]
-    unit = float(difference.abs().max()) if len(difference) else 1.0
-    steps, members = (shares / size)[labels] * difference, shares > 0
-    net, square = (torch.bincount(labels, w, classes)[members].double() for w in (difference, difference.square()))
-    size, v, square = size[members].double(), shares[members], square / unit**2
+    net, square = (torch.zeros(classes, dtype=torch.float64) for _ in range(2))
+    largest, steps = 0.0, net.new_empty(0)
+    for rows in blocks(len(labels)):
+        difference = b[rows].double() - a[rows].double()
+        differ = (difference != 0) & (shares[labels[rows]] > 0)
+        own, difference = labels[rows][differ], difference[differ]
+        net += torch.bincount(own, difference, classes)
+        square += torch.bincount(own, difference.square(), classes)
+        largest = max(largest, float(difference.abs().max()) if len(own) else 0.0)
+        steps = torch.cat([steps, (shares / size)[own] * difference])[: _EXACT + 1]
+    unit, members = largest or 1.0, shares > 0
+    size, v, net, square = size[members].double(), shares[members], net[members], square[members] / unit**2
     delta, samples = float((v * net / size).sum()) / unit, _effective_samples(square, size, v)
     delta = 0.0 if abs(delta) < _ROUNDING else delta
     apart = max(abs(delta), float((v * square / size).sum()))

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from posthoc_lt.columns import computed
 from posthoc_lt.metrics import utility
 from posthoc_lt.stats import LEVEL, Paired, class_shares, mean_interval, paired
 
@@ -83,7 +84,10 @@ class Yardstick:
 
     def worth(self, labels: Tensor, predicted: Tensor) -> Tensor:
         """What every prediction is worth, u, (N,) float64."""
-        return (labels == predicted).double() if self._utility is None else self._utility[labels, predicted]
+        utility = self._utility
+        if utility is None:
+            return computed(len(labels), lambda rows: (labels[rows] == predicted[rows]).double())
+        return computed(len(labels), lambda rows: utility[labels[rows], predicted[rows]])
 
     @cached_property
     def _utility(self) -> Tensor | None:

@@ -22,9 +22,21 @@ class Done(NamedTuple):
 
 def torchrun(command: list[str], folder: Path, processes: int = 2) -> Done:
     """``torchrun -m posthoc_lt`` and a command, in a folder."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone", "-m", "posthoc_lt"]
+    return _launched(["torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"], command, folder)
+
+
+def accelerate(command: list[str], folder: Path, processes: int = 2) -> Done:
+    """``accelerate launch -m posthoc_lt`` and a command, in a folder.
+
+    Without ``--multi_gpu``, which it finds out for itself where there are several, it starts a single process.
+    """
+    options = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", _free_port()]
+    return _launched(["accelerate.commands.launch", *options], command, folder)
+
+
+def _launched(launcher: list[str], command: list[str], folder: Path) -> Done:
     done = subprocess.run(
-        [sys.executable, *launcher, *command],
+        [sys.executable, "-m", *launcher, "-m", "posthoc_lt", *command],
         cwd=folder,
         env=_environment(),
         capture_output=True,
@@ -34,12 +46,16 @@ def torchrun(command: list[str], folder: Path, processes: int = 2) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def side_by_side(command: list[str], folder: Path, processes: int = 2) -> list[Done]:
-    """Python with these arguments in each of several processes, as any launcher starts them and none ends them."""
+def _free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {**_environment(), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return str(free.getsockname()[1])
+
+
+def side_by_side(command: list[str], folder: Path, processes: int = 2) -> list[Done]:
+    """Python with these arguments in each of several processes, as any launcher starts them and none ends them."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    shared = {**_environment(), **place, "WORLD_SIZE": str(processes)}
     started = [
         subprocess.Popen(
             [sys.executable, *command],

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import posthoc_lt.search.curve
+import posthoc_lt.columns
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import Family, Line, Path, Power
 from posthoc_lt.features import Features
@@ -156,7 +156,7 @@ def test_breakpoints_equal_but_for_rounding_open_no_cell() -> None:
 @pytest.mark.parametrize("block", [1, 3, 1000])
 def test_blocks_of_any_size_add_up_to_the_definition(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many breakpoints coincide, some intervals are empty, some reach past the bounds, weights have either sign."""
-    monkeypatch.setattr(posthoc_lt.search.curve, "BLOCK", block)
+    monkeypatch.setattr(posthoc_lt.columns, "BLOCK", block)
     rng = np.random.default_rng(0)
     low, high = np.sort(rng.integers(-4, 24, size=(2, 200)) / 4, axis=0)
     low[:20] += 3

@@ -12,9 +12,10 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 import posthoc_lt.features
-from posthoc_lt.family import KeptBias, Line, Offsets, Power
+from posthoc_lt.family import KeptBias, Line, Offsets, Power, Sheet
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
+from posthoc_lt.search import Goal, choose
 from posthoc_lt.search.likelihood import fit_knob
 from posthoc_lt.search.offsets import learn_offsets
 
@@ -132,3 +133,63 @@ def test_chunks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     whole = fit_knob(family, features, w)
     monkeypatch.setattr(posthoc_lt.features, "CHUNK_ELEMENTS", 1)
     assert fit_knob(family, features, w).knob == pytest.approx(whole.knob, abs=1e-9)
+
+
+def val_of(seed: int, per_class: int) -> tuple[Features, Head, Tensor, Tensor]:
+    features, head, log_prior = problem(seed, per_class, 1.0)
+    return features, head, log_prior, torch.full((len(features),), 1 / len(features)).double()
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 0.3), (2.5, 4.0)])
+def test_the_offsets_of_a_choice_are_learned_within_its_bounds(bounds: tuple[float, float] | None) -> None:
+    features, head, log_prior, w = val_of(4, 6)
+    line, deviation = adjusted(head, log_prior), 0.5
+
+    def objective(at: Tensor) -> Tensor:
+        return posterior(line, features, w, at, deviation * at[2:]) + at[2:].square().sum() / 2
+
+    low, high = bounds or line.bounds
+    best, _ = minimum(objective, [min(max(1.0, low), high), 0.0, *[0.0] * CLASSES], (low, high))
+    choice = choose(Offsets(line, deviation), features, Goal(rule="nll"), bounds=bounds)
+    assert choice.knob is not None
+    assert low <= choice.knob <= high
+    offsets = choice.head.bias - head.bias + choice.knob * log_prior
+    assert offsets.numpy() == pytest.approx(deviation * best[2:], abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["nll", "metric"])
+@pytest.mark.parametrize("bounds", [None, (0.0, 0.2), (3.0, 4.0)])
+def test_a_line_is_chosen_within_the_bounds(rule: str, bounds: tuple[float, float] | None) -> None:
+    features, head, log_prior, w = val_of(6, 8)
+    leaning = (0.0, 1.0, 3.0)  # how much of the log frequencies each line takes off by itself
+    lines = tuple(
+        Line(Head(head.weight, head.bias - a * log_prior), adjusted(head, log_prior).direction) for a in leaning
+    )
+    penalties, (low, high) = (0.3, 0.0, 0.1), bounds or lines[0].bounds
+
+    def cost(line: Line) -> float:
+        if rule == "nll":
+            start = [min(max(1.25, low), high), 0.0]
+            return minimum(lambda at: posterior(line, features, w, at), start, (low, high))[1]
+        middles = np.linspace(low, high, 2001)[1:-1]
+        hits = [(logits(line, features.x, torch.tensor(t)).argmax(dim=1) == features.labels).double() for t in middles]
+        return -max(float(w @ each) for each in hits)
+
+    costs = [cost(line) + (penalty if rule == "nll" else 0) for line, penalty in zip(lines, penalties, strict=True)]
+    choice = choose(Sheet("lean", leaning, lines, penalties), features, Goal(rule=rule), bounds=bounds)
+    assert costs[leaning.index(choice.outer["lean"])] == pytest.approx(min(costs), abs=1e-9)
+    assert choice.knob is not None
+    assert low <= choice.knob <= high
+
+
+def test_samples_of_a_masked_class_have_no_say_unless_there_are_no_others() -> None:
+    features, head, log_prior, w = val_of(7, 10)
+    masked = torch.arange(CLASSES) == 2
+    family = Line(head.masking(masked), adjusted(head, log_prior.masked_fill(masked, 0.0)).direction)
+    kept = features.labels != 2
+    rest = Features(features.x[kept], features.labels[kept])
+    best, _ = minimum(lambda at: posterior(family, rest, w[kept], at), [1.0, 0.0], family.bounds)
+    found = fit_knob(family, features, w)
+    assert (found.knob, np.log(found.scale)) == pytest.approx(tuple(best), abs=1e-6)
+    alone = fit_knob(family, Features(features.x[~kept], features.labels[~kept]), w[~kept])
+    assert family.bounds[0] <= alone.knob <= family.bounds[1]

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import posthoc_lt.features
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import KeptBias, Line, Path, Power
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
-from posthoc_lt.search import BOUNDS, Constraint, Goal, choose, stratified_folds, value
+from posthoc_lt.search import BOUNDS, Constraint, Goal, choose, cross_fit, stratified_folds, value
 from posthoc_lt.search import path as path_search
 from posthoc_lt.search.evidence import gather
 from posthoc_lt.search.figures import FIGURES, paired_error
@@ -264,11 +265,11 @@ def test_losses_at_every_scale_are_the_cross_entropies() -> None:
 
 def test_the_likeliest_head_is_that_of_a_fine_grid_of_scales() -> None:
     x, y, head = problem(3, per_class=4)
-    heads = tuple(Head(head.weight * c, head.bias * c) for c in (0.3, 1.0, 1.1, 2.5))
+    heads = tuple(Head(head.weight * c, head.bias * c) for c in (0.3, 1.0, 1.1, 2.5, 40.0, 1e-3))
     val = Features(torch.from_numpy(x), torch.from_numpy(y))
     weights = torch.full((len(y),), 1 / len(y), dtype=torch.float64)
-    found = path_search.least_losses(path_search.profile_path(Path((1.0, 2.0, 3.0, 4.0), heads), val), weights)
-    grid = np.linspace(-2.5, 2.5, 4001)
+    found = path_search.least_losses(path_search.profile_path(Path(tuple(range(6)), heads), val), weights)
+    grid = np.linspace(-3, 3, 4801) * np.log(2)
     for lowest, each in zip(found, heads, strict=True):
         logits = each(torch.from_numpy(x)).double()
         slow = [
@@ -276,3 +277,79 @@ def test_the_likeliest_head_is_that_of_a_fine_grid_of_scales() -> None:
             for a in grid
         ]
         assert abs(lowest - min(slow)) < 0.01
+
+
+def slow_pick(heads: list[Head], x: Floats, y: Ints) -> tuple[int, int, str]:
+    """The likeliest of heads, the best by balanced accuracy, and which of the two decided, as `choose` states it."""
+    logits = [torch.from_numpy(x) @ head.weight.T + head.bias for head in heads]
+    labels, grid = torch.from_numpy(y), np.linspace(-3, 3, 241) * np.log(2)
+    w = torch.from_numpy(1 / (4 * np.bincount(y)[y]))
+
+    def cost(z: torch.Tensor) -> float:
+        own = [-torch.log_softmax(np.exp(a) * z, dim=1)[torch.arange(len(y)), labels] @ w for a in grid]
+        return float(min(each / w.square().sum() + (a / 0.7) ** 2 / 2 for a, each in zip(grid, own, strict=True)))
+
+    likely = int(np.argmin([cost(z) for z in logits]))
+    right = np.stack([z.argmax(dim=1).numpy() == y for z in logits])
+    values = np.array([np.mean([row[y == c].mean() for c in range(4)]) for row in right])
+    best = int(np.flatnonzero(values >= values.max() - 1e-9)[0])
+    error = np.sqrt((w.numpy() ** 2 * (right != right[best])).sum(axis=1))
+    supported = np.flatnonzero(values >= values[best] - 2 * error - 1e-9)
+    if likely in supported:
+        return likely, best, "likelihood"
+    return int(supported[np.abs(supported - likely).argmin()]), best, "guard"
+
+
+def test_a_path_keeps_to_what_the_metric_supports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads that lean more and more to the frequent classes, which few samples of rare classes can bear."""
+    monkeypatch.setattr(posthoc_lt.features, "CHUNK_ELEMENTS", 7 * 8 * 4)
+    decided = set()
+    for seed in range(12):
+        x, y, head = problem(seed, per_class=12)
+        y[:24], rng = np.where(y[:24] == 1, 0, y[:24]), np.random.default_rng(seed)
+        y[:2] = 1
+        lean = torch.from_numpy(rng.normal(size=4))
+        heads = [Head(head.weight * (1 + k), head.bias * 0 + (k - 2) * lean) for k in rng.permutation(5)]
+        x = x.astype(np.float16).astype(np.float64)
+        index, best, by = slow_pick(heads, x, y)
+        half = Features(torch.from_numpy(x).half(), torch.from_numpy(y))
+        choice = choose(Path(tuple(range(5)), heads), half, Goal())
+        assert (choice.knob, choice.decided_by) == (index, by)
+        assert choice.best is not None
+        assert choice.best[1] == (best, best)
+        decided.add(by)
+    assert decided == {"likelihood", "guard"}
+
+
+@pytest.mark.parametrize("rule", ["guarded", "nll", "metric", "cross-fit"])
+def test_no_head_is_chosen_for_what_its_draft_does(rule: str) -> None:
+    x, y, head = problem(1, per_class=10)
+    good, fair = Head(head.weight, 0 * head.bias), Head(head.weight + 0.5, head.bias)
+    heads, finished = [good, fair, fair], [Head(-head.weight, head.bias), fair, fair]
+    asked = []
+
+    def finish(index: int) -> None:
+        asked.append(index)
+        heads[index] = finished[index]
+
+    choice = choose(Path((1.0, 0.1, 0.01), heads, (), finish), features(x, y), Goal(rule=rule))
+    assert 0 in asked
+    assert choice.knob == 0.1
+    assert choice.head is fair
+    assert choice.best is not None
+    right = (x @ fair.weight.numpy().T + fair.bias.numpy()).argmax(axis=1) == y
+    assert choice.best[0] == pytest.approx(np.mean([right[y == c].mean() for c in range(4)]))
+
+
+def test_cross_fitting_a_path_judges_each_fold_by_what_the_others_choose() -> None:
+    x, y, head = problem(0, per_class=5)
+    lean = torch.from_numpy(np.random.default_rng(0).normal(size=4))
+    heads = [Head(head.weight, 0 * head.bias + k * lean) for k in (-0.6, -0.3, 0.0, 0.3, 0.6)]
+    fold, expected, chosen = stratified_folds(torch.from_numpy(y)).numpy(), np.empty(len(y), dtype=np.int64), set()
+    for index in range(5):
+        held = fold == index
+        pick = slow_pick(heads, x[~held], y[~held])[0]
+        expected[held] = (x[held] @ heads[pick].weight.numpy().T + heads[pick].bias.numpy()).argmax(axis=1)
+        chosen.add(pick)
+    assert len(chosen) > 1
+    assert cross_fit(Path(tuple(range(5)), heads), features(x, y)).tolist() == expected.tolist()

@@ -1,21 +1,22 @@
 """Fits, searches and figures by several processes: those of one, to the last bit wherever nothing is iterated.
 
-Chunks are made small, so that there are some to share out. Heads that are solved for, and sums of whole features, are
-added up in another order by several processes, and their figures agree to 1e-5; every count, tau and prediction is
-equal.
+Chunks and blocks are made small, so that there are some to share out, and columns lie in files. Heads that are solved
+for, and sums of whole features, are added up in another order by several processes, and their figures agree to 1e-5;
+every count, tau and prediction is equal.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from launch import side_by_side, torchrun
+from launch import Done, accelerate, side_by_side, torchrun
 
 from posthoc_lt import Features, FeatureSet, Head, load_head, save_features
 from posthoc_lt.cli import run
@@ -45,11 +46,12 @@ PROCESSES = 3
 
 SCRIPT = """
 import contextlib, io, json, shlex, sys
-import posthoc_lt.features
+import posthoc_lt.columns, posthoc_lt.features
 from posthoc_lt import ranks
 from posthoc_lt.cli import run
 
 posthoc_lt.features.CHUNK_ELEMENTS = 2000
+posthoc_lt.columns.BLOCK = posthoc_lt.columns.IN_MEMORY = 150
 with ranks.joined():
     told = {}
     for command in sys.argv[1:]:
@@ -139,9 +141,15 @@ def test_heads_are_the_same(made: Any) -> None:
             assert all(torch.equal(a, b) for a, b in pairs), name
 
 
-def test_the_embedded_case_under_torchrun(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "launch",
+    [torchrun, pytest.param(accelerate, marks=pytest.mark.skipif(not find_spec("accelerate"), reason="no accelerate"))],
+)
+def test_the_embedded_case(
+    launch: Callable[[list[str], Path], Done], there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = "rebalance --methods logit-adjust --methods tau-norm --out head.safetensors --format json --device cpu"
-    done = torchrun(command.replace("head.", "together.").split(), there)
+    done = launch(command.replace("head.", "together.").split(), there)
     assert done.status == 0, done.err
     assert run(command.split()) == 0
     found = list(differences(json.loads(done.out), json.loads(capsys.readouterr().out)))

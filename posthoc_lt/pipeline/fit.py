@@ -17,6 +17,7 @@ from posthoc_lt.methods import METHODS
 from posthoc_lt.methods.method import Method
 from posthoc_lt.metrics import EDGES, group_classes
 from posthoc_lt.pipeline.source import Source, as_features
+from posthoc_lt.precision import full_precision
 from posthoc_lt.report import Row
 from posthoc_lt.search import BOUNDS, UTILITY, WEIGHTED, Choice, Constraint, Goal, choose, match_prior, misses
 from posthoc_lt.yardstick import BALANCED, Yardstick
@@ -267,7 +268,8 @@ def fit(
     features = as_features(features)
     if knob is not None and not math.isfinite(knob):
         raise PosthocError(f"{method.knob} = {knob}", "a finite number", f"give --{method.knob} 1.0, or leave it out")
-    family = method.fit(features.head, features.training)
+    with full_precision():
+        family = method.fit(features.head, features.training)
     choice = _choice(method, family, features, knob, selection)
     fitted = Fitted(
         method,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
@@ -110,6 +111,12 @@ def choose(
         if goal.rule == "guarded":
             supported = inside & (curve.values >= best - GUARD * error - TIE)
         fitted = fit_knob(family, val, goal.weights(val.labels), bounds).knob
+        if not math.isfinite(fitted):
+            raise PosthocError(
+                "validation features with NaN or infinite values (or so large that the logits overflow)",
+                "finite features",
+                "extract them again, and check the images and the checkpoint",
+            )
         # Further digits are the optimiser's, and change with the number of threads that the logits are computed on.
         likely = float(rounded(torch.tensor(fitted, dtype=torch.float64)))
         knob = curve.nearest(likely, supported)
@@ -120,8 +127,9 @@ def choose(
 
 def _vote(evidence: Evidence, goal: Goal) -> float:
     def best(kept: Tensor) -> float:
-        own = goal.on(evidence.labels[kept])
-        judged = evidence.subset(kept).judge(own)
+        part = evidence.subset(kept)
+        own = goal.on(part.labels)
+        judged = part.judge(own)
         low, high = judged.curve.maximum(_inside(judged.slack, own, strict=False))[1]
         return (low + high) / 2
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from posthoc_lt.columns import blocks
 from posthoc_lt.search.intervals import Intervals
 
 TIE = 1e-11
@@ -20,9 +21,6 @@ width 1e-16 on which both of two neighbours seem right; and a head in float32 ca
 apart that are closer than about 1e-6. Rounding keeps the order of breakpoints, so no overlap is invented,
 and every cell that remains is wide enough to put a head in.
 """
-
-BLOCK = 1 << 20
-"""The most samples whose breakpoints are sorted at once: some 300 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +85,7 @@ class Curve:
 def step_curve(intervals: Intervals, weights: Tensor, bounds: tuple[float, float]) -> Curve:
     """The exact curve of weighted samples that are right, between two bounds.
 
-    Breakpoints are sorted a `BLOCK` of samples at a time and merged within `RESOLUTION`, so that a curve never has
+    Breakpoints are sorted a block of samples at a time and merged within `RESOLUTION`, so that a curve never has
     more than 2^18 cells a unit of the knob, however many samples there are. Intervals are open.
 
     Args:
@@ -102,10 +100,10 @@ def step_curve(intervals: Intervals, weights: Tensor, bounds: tuple[float, float
     first, last = bounds
     edges = rounded(torch.tensor([first, last], dtype=torch.float64))
     jumps = torch.zeros_like(edges)
-    for ends in zip(*(each.split(BLOCK) for each in (intervals.low, intervals.high, weights)), strict=True):  # type: ignore[no-untyped-call]
-        low, high = (rounded(end.clamp(first, last)) for end in ends[:2])
+    for rows in blocks(len(weights)):
+        low, high = (rounded(ends[rows].clamp(first, last)) for ends in (intervals.low, intervals.high))
         keep = low < high
-        low, high, weight = low[keep], high[keep], ends[2][keep]
+        low, high, weight = low[keep], high[keep], weights[rows][keep]
         edges, where = torch.unique(torch.cat([edges, low, high]), return_inverse=True)
         jumps = torch.zeros_like(edges).index_add_(0, where, torch.cat([jumps, weight, -weight]))
     return Curve(edges, jumps.cumsum(0)[:-1])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from posthoc_lt import ranks
+from posthoc_lt.columns import Columns, blocks, computed, empty, gathered, picked
 from posthoc_lt.family import Family, KeptBias
 from posthoc_lt.features import Features
-from posthoc_lt.search.columns import Columns
+from posthoc_lt.search.curve import rounded
 from posthoc_lt.search.kept import Curves, overtaken
 from posthoc_lt.search.lines import BLOCKS, lines
 
@@ -27,7 +28,8 @@ class Walk:
     Args:
         labels: (N,) true classes.
         first: (N,) predicted on the first cell.
-        sample, before, after: (E,) which sample's prediction changes, from which class, to which.
+        sample, before, after: (E,) which sample's prediction changes, from which class, to which; the changes of a
+            sample are in the order of the knob.
         time: (E,) float64, the knob value at which it does.
         classes: C.
         bounds: the lowest and the highest knob value.
@@ -42,19 +44,25 @@ class Walk:
     classes: int
     bounds: tuple[float, float]
 
+    @cached_property
+    def cells(self) -> tuple[Tensor, Tensor]:
+        """The edges (M + 1,) of all cells, and for each change the cell (E,) that it opens."""
+        edges = rounded(torch.tensor(self.bounds, dtype=torch.float64))
+        for rows in blocks(len(self.time)):
+            edges = torch.unique(torch.cat([edges, rounded(self.time[rows])]))
+        return edges, computed(len(self.time), lambda rows: torch.searchsorted(edges, rounded(self.time[rows])))
+
     def subset(self, kept: Tensor) -> Walk:
         """The walk of the samples that a mask (N,) keeps."""
-        place, stays = kept.cumsum(dim=0) - 1, kept[self.sample]
-        return Walk(
-            self.labels[kept],
-            self.first[kept],
-            place[self.sample[stays]],
-            self.before[stays],
-            self.after[stays],
-            self.time[stays],
-            self.classes,
-            self.bounds,
-        )
+        place, passed = empty(len(kept), torch.int64), 0
+        for rows in blocks(len(kept)):
+            place[rows] = kept[rows].cumsum(dim=0) + (passed - 1)
+            passed += int(kept[rows].sum())
+        stays = computed(len(self.time), lambda rows: kept[self.sample[rows]])
+        sample, before, after, time = picked(stays, self.sample, self.before, self.after, self.time)
+        moved = computed(len(sample), lambda rows: place[sample[rows]])
+        labels, first = picked(kept, self.labels, self.first)
+        return Walk(labels, first, moved, before, after, time, self.classes, self.bounds)
 
 
 def walk(family: Family, features: Features, bounds: tuple[float, float]) -> Walk:
@@ -71,7 +79,7 @@ def walk(family: Family, features: Features, bounds: tuple[float, float]) -> Wal
         starts.append(current)
         for step in _follow(current, following, bounds, rows.start):
             steps.append(*step)
-    first, sample, before, after, time = (ranks.gathered(each) for each in (*starts.whole(), *steps.whole()))
+    first, sample, before, after, time = (gathered(each) for each in (*starts.whole(), *steps.whole()))
     return Walk(features.labels.cpu(), first, sample, before, after, time, family.at(bounds[0]).classes, bounds)
 
 

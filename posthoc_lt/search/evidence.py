@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from posthoc_lt.columns import blocks, computed, picked
 from posthoc_lt.family import KeptBias, Line, Power
 from posthoc_lt.features import Features
 from posthoc_lt.search.curve import Curve, step_curve
@@ -45,7 +46,8 @@ class Evidence:
 
     def subset(self, kept: Tensor) -> Evidence:
         """That of the samples that a mask (N,) keeps."""
-        return replace(self, seen=self.seen.subset(kept), labels=self.labels[kept])
+        (labels,) = picked(kept, self.labels)
+        return replace(self, seen=self.seen.subset(kept), labels=labels)
 
     def judge(self, goal: Goal) -> Judgement:
         """What the samples make of a goal; see `gather` for which goals."""
@@ -64,9 +66,16 @@ class Evidence:
         curve = step_curve(intervals, weights, self.bounds)
 
         def error(knob: float) -> Tensor:
-            squares, right = weights.square(), intervals.right(knob)
-            flips = step_curve(intervals, torch.where(right, -squares, squares), self.bounds).values
-            return (flips + squares[right].sum()).clamp(min=0.0).sqrt()
+            right, here = intervals.right(knob), torch.zeros((), dtype=torch.float64)
+            for rows in blocks(len(weights)):
+                here += weights[rows][right[rows]].square().sum()
+
+            def signed(rows: slice) -> Tensor:
+                squares = weights[rows].square()
+                return torch.where(right[rows], -squares, squares)
+
+            flips = step_curve(intervals, computed(len(weights), signed), self.bounds).values
+            return (flips + here).clamp(min=0.0).sqrt()
 
         return Judgement(curve, error, torch.zeros_like(curve.values))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from posthoc_lt.choices import GROUPS, METRICS
+from posthoc_lt.columns import blocks, computed
 from posthoc_lt.errors import PosthocError, listed, show
+from posthoc_lt.metrics import counted
 
 Groups: TypeAlias = "dict[str, Tensor] | None"
 """The classes of ``many``, ``medium`` and ``few``, each (C,) bool, where they are known."""
@@ -56,19 +59,15 @@ def _f1(right: Tensor, actual: Tensor, predicted: Tensor) -> Tensor:
     return (2 * right / (actual + predicted))[..., None]
 
 
-def _zeros_and(transform: Callable[[Tensor], Tensor]) -> Terms:
+def _zeros_and(transform: Callable[[Tensor], Tensor], right: Tensor, actual: Tensor, predicted: Tensor) -> Tensor:
     """Whether the recall is 0, and its transform where it is not: an infinity would spoil every later sum."""
-
-    def terms(right: Tensor, actual: Tensor, predicted: Tensor) -> Tensor:
-        none = right == 0
-        recall = torch.where(none, 1.0, right / actual)
-        return torch.stack([none.double(), transform(recall)], dim=-1)
-
-    return terms
+    none = right == 0
+    recall = torch.where(none, 1.0, right / actual)
+    return torch.stack([none.double(), transform(recall)], dim=-1)
 
 
-def _unless_zero(finish: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda means: torch.where(means[..., 0] > 1e-9, 0.0, finish(means[..., 1]))
+def _unless_zero(finish: Callable[[Tensor], Tensor], means: Tensor) -> Tensor:
+    return torch.where(means[..., 0] > 1e-9, 0.0, finish(means[..., 1]))
 
 
 _IN_ORDER = (
@@ -77,8 +76,8 @@ _IN_ORDER = (
     Figure(_recall),
     Figure(_recall, weigh=True),
     Figure(_f1),
-    Figure(_zeros_and(torch.log), _unless_zero(torch.exp)),
-    Figure(_zeros_and(torch.reciprocal), _unless_zero(torch.reciprocal)),
+    Figure(partial(_zeros_and, torch.log), partial(_unless_zero, torch.exp)),
+    Figure(partial(_zeros_and, torch.reciprocal), partial(_unless_zero, torch.reciprocal)),
     Figure(_recall, least=True),
     *(Figure(_recall, group=group) for group in GROUPS),
 )
@@ -152,14 +151,16 @@ def class_weight(figure: Figure, actual: Tensor, groups: Groups) -> Tensor:
 def sample_weight(figure: Figure, labels: Tensor, classes: int, groups: Groups = None) -> Tensor:
     """What each sample (N,) adds to a figure that `is_sum` where it is right."""
     actual = torch.bincount(labels, minlength=classes)
-    return (class_weight(figure, actual, groups) / actual.clamp(min=1))[labels]
+    weight = class_weight(figure, actual, groups) / actual.clamp(min=1)
+    return computed(len(labels), lambda rows: weight[labels[rows]])
 
 
 def value(figure: Figure, labels: Tensor, predicted: Tensor, classes: int, groups: Groups = None) -> float:
     """The figure of some predictions (N,)."""
     if figure.worth is not None:
-        return float(_pairs(figure, labels, classes, groups)[labels, predicted].sum())
-    return float(_at(figure, *_counts(labels, predicted, classes), groups))
+        worth = _pairs(figure, labels, classes, groups)
+        return sum(float(worth[labels[rows], predicted[rows]].sum()) for rows in blocks(len(labels)))
+    return float(_at(figure, *counted(labels, predicted, classes), groups))
 
 
 def paired_error(
@@ -184,7 +185,7 @@ def influence(figure: Figure, labels: Tensor, predicted: Tensor, classes: int, g
     """How the figure answers to a sample being predicted otherwise, linearised at these predictions."""
     if figure.worth is not None:
         return Influence(by_pair=_pairs(figure, labels, classes, groups))
-    right, actual, chosen = _counts(labels, predicted, classes)
+    right, actual, chosen = counted(labels, predicted, classes)
     right, chosen = right.double().requires_grad_(), chosen.double().requires_grad_()
     made = _at(figure, right, actual, chosen, groups)
     by_right, by_chosen = torch.autograd.grad(made, (right, chosen), materialize_grads=True)
@@ -214,12 +215,6 @@ def _pairs(figure: Figure, labels: Tensor, classes: int, groups: Groups) -> Tens
     assert figure.worth is not None
     actual = torch.bincount(labels, minlength=classes)
     return (class_weight(figure, actual, groups) / actual.clamp(min=1))[:, None] * figure.worth
-
-
-def _counts(labels: Tensor, predicted: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    hits = labels[labels == predicted]
-    right, actual, chosen = (torch.bincount(each, minlength=classes) for each in (hits, labels, predicted))
-    return right, actual, chosen
 
 
 def _at(figure: Figure, right: Tensor, actual: Tensor, predicted: Tensor, groups: Groups) -> Tensor:

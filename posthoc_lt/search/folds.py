@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from posthoc_lt.columns import blocks, computed, empty
+
 FOLDS = 5
 
 REPEATS = 10
@@ -23,10 +25,15 @@ def stratified_folds(labels: Tensor, folds: int = FOLDS, seed: int = 0) -> Tenso
     tensor([2, 2])
     """
     generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(labels), generator=generator)
-    order = shuffled[labels[shuffled].argsort(stable=True)]
-    fold = torch.empty_like(labels)
-    fold[order] = torch.arange(len(labels)) % folds
+    shuffled = torch.randperm(len(labels), generator=generator, out=empty(len(labels), torch.int64))
+    sizes = torch.bincount(labels)
+    dealt, fold = sizes.cumsum(0) - sizes, empty(len(labels), torch.int64)
+    for rows in blocks(len(labels)):
+        own, order = labels[shuffled[rows]].sort(stable=True)
+        met = torch.bincount(own, minlength=len(sizes))
+        place = dealt[own] + torch.arange(len(own)) - (met.cumsum(0) - met)[own]
+        fold[shuffled[rows][order]] = place % folds
+        dealt += met
     return fold
 
 
@@ -47,5 +54,9 @@ def vote(labels: Tensor, best: Callable[[Tensor], float], seed: int = 0) -> floa
     votes = []
     for repeat in range(REPEATS):
         fold = stratified_folds(labels, 2, (seed * REPEATS + repeat) % 2**63)
-        votes += [best(fold == half) for half in fold.unique().tolist()]  # type: ignore[no-untyped-call]
+        votes += [best(_members(fold, half)) for half in range(min(2, len(labels)))]
     return sorted(votes)[(len(votes) - 1) // 2]
+
+
+def _members(fold: Tensor, index: int) -> Tensor:
+    return computed(len(fold), lambda rows: fold[rows] == index)

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posthoc_lt import ranks
+from posthoc_lt.columns import Columns, computed, gathered, picked
 from posthoc_lt.family import Family
 from posthoc_lt.features import Features
 from posthoc_lt.search.lines import lines
+
+CACHED = 1 << 17
+"""Elements of a block of float64 rows (1 MB) that stays in a processor's cache from one operation to the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +29,11 @@ class Intervals:
 
     def subset(self, kept: Tensor) -> Intervals:
         """Those of the samples that a mask (N,) keeps."""
-        return Intervals(self.low[kept], self.high[kept])
+        return Intervals(*picked(kept, self.low, self.high))
 
     def right(self, knob: float) -> Tensor:
         """Which samples are right at t = `knob`, shape (N,), bool."""
-        return (self.low < knob) & (knob < self.high)
+        return computed(len(self.low), lambda rows: (self.low[rows] < knob) & (knob < self.high[rows]))
 
 
 def winning_intervals(family: Family, features: Features) -> Intervals:
@@ -43,29 +46,47 @@ def winning_intervals(family: Family, features: Features) -> Intervals:
     Raises:
         PosthocError: the family has no such intervals.
     """
-    low, high = (torch.zeros(len(features), dtype=torch.float64) for _ in range(2))
+    bounds = Columns(torch.float64, torch.float64)
     for rows, start, slope in lines(family, features):
         labels = features.labels[rows].to(start.device)[:, None]
-        low[rows], high[rows] = (bound.cpu() for bound in _intersect(labels, start, slope))
-    return Intervals(ranks.total(low), ranks.total(high))
-
-
-_TIE = 1e-300
-"""What an exact tie counts as, a step of index: infinitely more than 0 where slopes are equal, nothing elsewhere."""
+        bounds.append(*_intersect(labels, start, slope))
+    low, high = (gathered(each) for each in bounds.whole())
+    return Intervals(low, high)
 
 
 def _intersect(labels: Tensor, start: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    slope = (slope + 0.0).expand_as(start)  # makes of −0 a 0, so that no gap is −0
+    rows = len(start) if start.is_cuda else max(1, CACHED // start.shape[1])
+    parts = zip(*(each.split(rows) for each in (labels, start, slope)), strict=True)  # type: ignore[no-untyped-call]
+    low, high = (torch.cat(bound) for bound in zip(*(_intersect_rows(*part) for part in parts), strict=True))
+    return low, high
+
+
+def _intersect_rows(labels: Tensor, start: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = _bounds(*_roots(labels, start, slope))
+    out = start.gather(1, labels)[:, 0].isneginf()  # of the running, as other classes may be
+    low[out], high[out] = torch.inf, -torch.inf
+    equal = low.isnan()
+    if equal.any():
+        labels, start = labels[equal], start[equal]
+        root, falls = _roots(labels, start, slope[equal])
+        ahead = torch.arange(start.shape[1], device=start.device) < labels
+        by_index = torch.where(ahead, torch.inf, -torch.inf).to(root)
+        low[equal] = _bounds(torch.where(root.isnan(), by_index, root), falls)[0]
+    return low, high
+
+
+def _roots(labels: Tensor, start: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Where every class meets the own one (n, C), −∞ for that itself, and whether it is ahead after that.
+
+    With a gap of 0 the root is ±∞: a lower bound of +∞ is a sample that is never right. Of two equal lines it is NaN.
+    """
     # In place where it can be: these few lines are most of the search's time.
-    behind = start - start.gather(1, labels)
-    step = -_TIE * torch.arange(start.shape[1], dtype=start.dtype, device=start.device)
-    behind.add_(step).sub_(step[labels] + _TIE / 2)  # of equals, lower indices are above, the class itself below
-    slope = slope + 0.0  # makes of −0 a 0, so that no gap is −0
-    gap = slope.expand_as(start).gather(1, labels) - slope
-    # With a gap of 0 the root is ±∞: a lower bound of +∞ is a sample that is never right.
-    root, falls = behind.div_(gap), gap < 0
+    gap = slope.gather(1, labels) - slope
+    root = (start - start.gather(1, labels)).div_(gap)
+    return root.scatter_(1, labels, -torch.inf), gap < 0
+
+
+def _bounds(root: Tensor, falls: Tensor) -> tuple[Tensor, Tensor]:
     low = root.masked_fill(falls, -torch.inf).amax(dim=1)
-    high = root.masked_fill_(falls.logical_not_(), torch.inf).amin(dim=1)
-    # A class out of the running, A_y = −∞, makes −∞ − (−∞) = NaN against another such class.
-    return low.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), high.nan_to_num(
-        nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf
-    )
+    return low, root.masked_fill_(falls.logical_not_(), torch.inf).amin(dim=1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posthoc_lt import ranks
+from posthoc_lt.columns import blocks, computed
 from posthoc_lt.family import KeptBias, Line, Power
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
@@ -60,12 +61,13 @@ def fit_knob(
     """
     if isinstance(family, Line) and bool(family.origin.masked.any()):
         # A class that is never predicted is lost at every τ; its samples would only drive the scale to 0.
-        kept = weights * ~family.origin.masked.cpu()[features.labels.cpu()]
+        there, labels = ~family.origin.masked.cpu(), features.labels.cpu()
+        kept = computed(len(weights), lambda rows: weights[rows] * there[labels[rows]])
         weights = kept if bool(kept.any()) else weights
     scores, head = class_scores(family)
     low, high = bounds or family.bounds
     priors = torch.tensor([family.prior, LOG_SCALE_PRIOR], dtype=torch.float64)
-    effective = weights.sum() ** 2 / weights.square().sum()
+    effective = effective_size(weights)
 
     def measure(at: Tensor) -> _Point:
         found = effective / weights.sum() * _likelihood(scores, head, features, weights, at)
@@ -84,6 +86,14 @@ def fit_knob(
         measure, priors[:, 0].clamp(torch.tensor([low, -torch.inf]), torch.tensor([high, torch.inf])), (low, high)
     )
     return MapFit(float(at[0]), exp(float(at[1])), objective)
+
+
+def effective_size(weights: Tensor) -> Tensor:
+    """Kish's (Σw)²/Σw² of weights (N,) float64: N where all are alike."""
+    squares = torch.zeros((), dtype=torch.float64)
+    for rows in blocks(len(weights)):
+        squares += weights[rows].square().sum()
+    return weights.sum() ** 2 / squares
 
 
 def class_scores(family: Line | Power | KeptBias) -> tuple[Scores, Head]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from posthoc_lt import ranks
 from posthoc_lt.family import Line, Offsets
 from posthoc_lt.features import Features
-from posthoc_lt.search.likelihood import LOG_SCALE_PRIOR, class_scores
+from posthoc_lt.search.likelihood import LOG_SCALE_PRIOR, class_scores, effective_size
 
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -38,7 +38,7 @@ def learn_offsets(
     line, deviation = family.line, family.deviation
     if deviation == 0:
         return line
-    classes, effective = line.origin.classes, weights.sum() ** 2 / weights.square().sum()
+    classes, effective = line.origin.classes, effective_size(weights)
     mean, spread = np.zeros(2 + classes), np.ones(2 + classes)
     (mean[0], spread[0]), (mean[1], spread[1]) = line.prior, LOG_SCALE_PRIOR
 

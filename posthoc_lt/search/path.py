@@ -14,7 +14,7 @@ from posthoc_lt.head import Head
 from posthoc_lt.search.curve import TIE
 from posthoc_lt.search.figures import paired_error, value
 from posthoc_lt.search.goal import GUARD, Goal
-from posthoc_lt.search.likelihood import LOG_SCALE_PRIOR
+from posthoc_lt.search.likelihood import LOG_SCALE_PRIOR, effective_size
 
 PER_OCTAVE = 3
 SCALES = 2 ** (torch.arange(-3 * PER_OCTAVE, 3 * PER_OCTAVE + 1, dtype=torch.float64) / PER_OCTAVE)
@@ -91,7 +91,7 @@ def pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple[
 
 def least_losses(profile: Profile, weights: Tensor) -> Tensor:
     """Each head's penalised NLL (K,) at its best scale."""
-    effective = weights.sum() ** 2 / weights.square().sum()
+    effective = effective_size(weights)
     penalty = ((SCALES.log() - LOG_SCALE_PRIOR[0]) / LOG_SCALE_PRIOR[1]).square() / 2
     return _lowest(effective * (profile.losses * weights).sum(dim=2) + penalty)
 
