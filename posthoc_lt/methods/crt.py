@@ -116,10 +116,11 @@ class CRT(Method):
                 start = Solution(head.weight, head.bias)
             if start is not None:
                 start = Solution(start.weight, start.bias + shift.to(start.bias))
-            for each in trace_logistic(
-                features, weights, l2, start, towards=towards, max_norm=max_norm, draft=len(l2) > 1
-            ):
-                yield replace(each, bias=each.bias - shift.to(each.bias))
+            found = trace_logistic(features, weights, l2, start, towards=towards, max_norm=max_norm, draft=len(l2) > 1)
+            return map(unshifted, found)
+
+        def unshifted(found: Certified) -> Certified:
+            return replace(found, bias=found.bias - shift.to(found.bias))
 
         return solved_path(head, l2, solve)
 

@@ -109,12 +109,10 @@ def trace_logistic(
         drafts: list[tuple[Boundable, float]] = []
         if far:  # as only the first of a path starts
             drafts, far = [(replace(objective, blocks=problem.curving), DRAFT / 3)], False
-        # The last two fits point to the next.
-        ahead = point if before is point else (point - before).add_(point)
-        before, last = point, penalty
+        ahead, before, last = [_extrapolated(before, point)], point, penalty
         point, certificate = solve(
             objective,
-            ahead,
+            ahead.pop(),  # so that nobody holds it once it has been left
             drafts=drafts,
             tolerance=max(tolerance, ROUNDING) if large else tolerance,
             enough=DRAFT if draft and large else None,
@@ -221,6 +219,11 @@ class _Logistic:
 def _shift(weight: Tensor, mean: Tensor) -> Tensor:
     """Wm in float64."""
     return torch.cat([weight[rows].to(mean) @ mean for rows in slices(*weight.shape)])
+
+
+def _extrapolated(before: Tensor, point: Tensor) -> Tensor:
+    """Where the last two fits point to."""
+    return point if before is point else (point - before).add_(point)
 
 
 def _square(x: Tensor) -> float:

@@ -164,5 +164,6 @@ def _search_line(
             low = size
         else:
             return there, value_there, gradient_there
+        del there, gradient_there  # before the next are made
         size = 2 * size if high == math.inf else (low + high) / 2
     return None

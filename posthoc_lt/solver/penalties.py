@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from posthoc_lt.columns import empty
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import Certificate, Path
 from posthoc_lt.head import Head
@@ -77,10 +76,12 @@ def path(head: Head, knobs: Sequence[float], solutions: Iterable[Solution]) -> P
 
 def solved_path(head: Head, l2: Sequence[float], solve: Solve) -> Path:
     """The same of minimised ones, with their certificates; drafts are finished once they are asked for."""
-    heads, certificates = [], []
-    for each in solve(l2, None):
-        heads.append(_like(head, each))
-        certificates.append(each.certificate)
+
+    def keep(found: Certified) -> tuple[Head, Certificate]:
+        return _like(head, found), found.certificate
+
+    # Not a loop, whose variable would hold one solution while the next is made.
+    heads, certificates = map(list, zip(*map(keep, solve(l2, None)), strict=True))
     tried = {k for k, each in enumerate(certificates) if each.converged or len(l2) == 1}
 
     def finish(index: int) -> None:
@@ -102,7 +103,5 @@ def _kept(weight: Tensor) -> Tensor:
     """The same weights, large ones in a temporary file that goes with them."""
     if weight.numel() < ON_DISK or weight.device.type != "cpu" or weight.dtype == torch.bfloat16:
         return weight
-    with tempfile.TemporaryFile() as file:
-        mapped = np.memmap(file, weight.numpy().dtype, "w+", shape=tuple(weight.shape))
-    mapped[:] = weight.numpy()
-    return torch.from_numpy(mapped)
+    mapped = empty(weight.numel(), weight.dtype).view(weight.shape)
+    return mapped.copy_(weight)
