@@ -136,6 +136,8 @@ def _replacing(out: Path, force: bool, *, folder: bool) -> Iterator[Path]:
         (inside / out.name).replace(index)
         for shard in inside.iterdir():
             shard.replace(stack.enter_context(replacing(out.with_name(shard.name), force)))
+        if force:
+            out.unlink(missing_ok=True)  # so that an index never names shards of two checkpoints
 
 
 def apply(model: nn.Module, name: str, head: Head, *, add_bias: bool = False) -> nn.Module:

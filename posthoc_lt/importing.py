@@ -166,11 +166,18 @@ def _narrow(x: Tensor) -> Tensor:
     """float64 as float32, block by block in a temporary file, so that memory holds neither."""
     if x.dtype != torch.float64 or x.ndim != 2 or not len(x):
         return x
-    with tempfile.TemporaryFile() as file:
-        narrow = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=tuple(x.shape)))
-    for rows, block in Features(x).chunks(x.shape[1]):
-        narrow[rows] = block
-    return narrow
+    try:
+        with tempfile.TemporaryFile() as file:  # a full disk ends a process that writes through a memory map
+            for _, block in Features(x).chunks(x.shape[1]):
+                file.write(block.numpy().data)
+            file.flush()
+            return as_tensor(np.memmap(file, np.float32, "r", shape=tuple(x.shape)), "features")
+    except OSError as error:
+        raise PosthocError(
+            f"float64 features, for which no temporary file can be written ({error.strerror})",
+            f"{x.numel() * 4 / 1e6:,.0f} MB of space in {show(tempfile.gettempdir())}",
+            "set TMPDIR to a folder with more, or save the features as float32",
+        ) from None
 
 
 def _labels(name: str, y: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def bar(name: str, total: int | None, unit: str, done: int = 0, wanted: bool = T
         delay=PATIENCE,
         leave=False,
         dynamic_ncols=True,
-        disable=silent or not (sys.stderr.isatty() or _in_notebook()),
+        disable=silent or not (_on_terminal() or _in_notebook()),
     )
 
 
@@ -87,3 +87,7 @@ def _tqdm() -> Any:
 def _in_notebook() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")
+
+
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # None where the shell has closed it

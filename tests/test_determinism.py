@@ -21,11 +21,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from small_network import new_head, small, write_images
 
 import posthoc_lt.features
 import posthoc_lt.solver.blocks
-from posthoc_lt import Features, FeatureSet, Head, fit, save_features
+from posthoc_lt import METHODS, Features, FeatureSet, Head, fit, save_features, save_head
 from posthoc_lt.cli import run
+from posthoc_lt.export import export
+from posthoc_lt.extraction import extract
+from posthoc_lt.files import SavedHead
 from posthoc_lt.methods.crt import CRT
 from posthoc_lt.methods.lws import LWS
 from posthoc_lt.methods.method import Method
@@ -155,17 +160,21 @@ def test_the_order_of_a_sum_does_change_its_last_bits() -> None:
 def test_extraction_and_what_follows_in_processes_of_their_own(case: Path, tmp_path: Path) -> None:
     """As a user runs it: OMP_NUM_THREADS, decoding threads, and Python's hash seed all differ."""
     code = """
-import sys
+import contextlib, sys
 from posthoc_lt.cli import run
 for command in (
     "extract --ckpt model.pt --limit 30 -j " + sys.argv[1],
     "tau-norm --tau 1 --out head.safetensors",
     "export --ckpt model.pt --out balanced.pt",
+    "dump --out feats.npz",
+    "import --train feats.npz --val feats.npz --test feats.npz --head feats.npz --out again.safetensors",
 ):
     assert run(command.split()) == 0, command
+with open("printed.json", "w") as file, contextlib.redirect_stdout(file):
+    assert run("logit-adjust -v --format json".split()) == 0
 """
-    made = []
-    for count in ("1", "4"):
+    made, printed = [], []
+    for count in ("1", "2", "4"):
         folder = tmp_path / count
         folder.mkdir()
         (folder / "model.pt").symlink_to(case / "model.pt")
@@ -173,9 +182,103 @@ for command in (
         said = {**os.environ, "OMP_NUM_THREADS": count, "PYTHONHASHSEED": count, "MPLBACKEND": "Agg"}
         done = subprocess.run([sys.executable, "-c", code, count], cwd=folder, env=said, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        made.append({name: digest for name, digest in hashes(folder).items() if name != "model.pt"})
-    assert made[0].keys() == {"feats.safetensors", "head.safetensors", "balanced.pt"}
-    assert made[0] == made[1]
+        printed.append((folder / "printed.json").read_text())
+        made.append(
+            {name: digest for name, digest in hashes(folder).items() if name not in ("model.pt", "printed.json")}
+        )
+    assert made[0].keys() == {"feats.safetensors", "head.safetensors", "balanced.pt", "feats.npz", "again.safetensors"}
+    assert made[0] == made[1] == made[2]
+    for other in printed[1:]:
+        require_close(json.loads(other), json.loads(printed[0]))
+        assert json.loads(other, object_pairs_hook=_names) == json.loads(printed[0], object_pairs_hook=_names)
+
+
+def _names(pairs: list[tuple[str, Any]]) -> list[Any]:
+    """The keys of a JSON object in their order, and those within."""
+    return [(key, value if isinstance(value, list) else None) for key, value in pairs]
+
+
+def test_what_is_printed_is_the_same_again(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one number of threads to the last digit, in every form."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "feats.safetensors").symlink_to(wide)
+    for form in ("table", "json", "csv", "md"):
+        texts = []
+        for _ in range(2):
+            assert run(["compare", "--methods", "lda", "--methods", "scale", "--format", form]) == 0
+            texts.append(capsys.readouterr().out)
+        assert texts[0] == texts[1]
+        assert len(texts[0]) > 200
+
+
+OTHERS = [METHODS[name]() for name in ("lda", "offsets", "ridge", "scale", "tau-norm-adjust")]
+OTHERS += [METHODS["affine"](l2=0.1)]  # type: ignore[call-arg]
+"""Those that the commands above do not fit."""
+
+
+def test_no_method_is_forgotten() -> None:
+    tried = {word for command in ON_FEATURES for word in command.split()} | {method.name for method in OTHERS}
+    assert set(METHODS) - tried == {"baseline", "blend", "refit"}  # the last two are solved for as crt is
+
+
+@pytest.mark.parametrize("method", OTHERS, ids=lambda method: str(method.name))
+def test_every_other_method_on_any_number_of_threads_and_any_chunk(
+    wide: Path, tmp_path: Path, threads: Any, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    made = []
+    for count, chunk in ((1, 1 << 22), (2, 20_000), (4, 1 << 22)):
+        threads(count)
+        monkeypatch.setattr(posthoc_lt.features, "CHUNK_ELEMENTS", chunk)
+        fitted = fit(method, str(wide))
+        save_head(SavedHead(fitted.head, {name: repr(knob) for name, knob in fitted.knobs.items()}), tmp_path / "head")
+        made.append((tmp_path / "head").read_bytes())
+        (tmp_path / "head").unlink()
+    assert made[0] == made[1] == made[2]
+
+
+def write_checkpoint(name: str) -> None:
+    """The small network in one of the forms that are exported to."""
+    network = small()
+    if name == "model.pt":
+        torch.save({"state_dict": network.state_dict()}, name)
+    elif name == "model.safetensors":
+        save_file(network.state_dict(), name)
+    elif name == "whole.pt":
+        torch.save(network, name)
+    elif name == "script.pt":
+        script: Any = torch.jit.script(network)
+        torch.jit.save(script, name)
+    elif name == "model.pt2":
+        free = {"x": {0: torch.export.Dim.DYNAMIC}}
+        torch.export.save(torch.export.export(network, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=free), name)
+    else:
+        load_onnx_writer()(network, name)
+
+
+def load_onnx_writer() -> Any:
+    import test_checkpoint_onnx
+
+    return test_checkpoint_onnx.save
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own, of TorchScript
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors", "whole.pt", "script.pt", "model.pt2", "model.onnx"])
+def test_every_export_is_the_same_bytes(
+    tmp_path: Path, threads: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = write_images(tmp_path / "data")
+    write_checkpoint(name)
+    arch = "small_network:small" if name in ("model.pt", "model.safetensors") else None
+    made = []
+    for count in (1, 2, 4):
+        threads(count)
+        features = extract(name, images, arch=arch, allow_pickle=True)
+        export(name, new_head(features), f"{count}{Path(name).suffix}", features=features, allow_pickle=True)
+        made.append(Path(f"{count}{Path(name).suffix}").read_bytes())
+    assert made[0] == made[1] == made[2]
 
 
 @pytest.mark.parametrize("method", [CRT(l2=0.1), LWS(l2=0.1)])

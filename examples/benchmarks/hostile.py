@@ -1,9 +1,10 @@
-"""Corrupted files, hostile ones, commands typed at random: how many were tried, and what came of each.
+"""Corrupted files, hostile ones, commands typed at random or killed at a write: how many were tried, what came of each.
 
 python examples/benchmarks/hostile.py [--flips 400] [--commands 300] [--seed 0] [--only NAME] [--json]
 
 - right: what was read equals what was written; a command did what it was told.
-- refused: one clear error, and of a command status 1 or 2.
+- refused: one clear error, and of a command status 1 or 2. A command that was killed, or whose disk was full, left
+  nothing but what was there before, and the same command then finished.
 - unseen: a changed byte in a file of another program that has no checksum for it (safetensors, torch's form before 1.6,
   an archive packed anew): it reads as a checkpoint of other weights.
 - wrong, crashed, ran code, harmed an input: what must never be. The status is 1 where there is one.
@@ -19,16 +20,18 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hostile_checkpoints import bombs, running
 from hostile_commands import command, prepare, standing_in
 from hostile_commands import outcome as outcome_of_command
+from hostile_faults import FAULTS, faults
 from hostile_files import KINDS, corruptions, digest, headers, outcome, records
 
 GOOD = ("right", "refused", "unseen")
+WORDS = (*GOOD, "wrong", "crashed", "ran code", "harmed an input")
 MEMORY = 1 << 29
 """How much more than it holds already the process may take to read a bomb."""
 
@@ -47,7 +50,8 @@ def corrupted(name: str, folder: Path, flips: int, seed: int = 0) -> Tried:
         data = path.read_bytes()
         for what, changed in corruptions(data, chance, flips // len(files)):
             path.write_bytes(changed)
-            yield f"{path.name}: {what}", outcome(kind, opened, truth)
+            found = outcome(kind, opened, truth)
+            yield f"{path.name}: {what}", found if path.read_bytes() == changed else "harmed an input"
         if data[8:9] == b"{":
             for what, changed in headers(data):
                 path.write_bytes(changed)
@@ -121,6 +125,8 @@ def all_of(only: str | None, flips: int, count: int, seed: int) -> Iterator[tupl
         yield "code", code(made("code")) if only in (None, "code") else iter(())
         yield "bombs", exploding(made("bombs")) if only in (None, "bombs") else iter(())
         yield "commands", commands(made("commands"), count, seed) if only in (None, "commands") else iter(())
+        for name in FAULTS:
+            yield name, faults(made(name), name) if only in (None, name) else iter(())
 
 
 def main() -> int:
@@ -130,11 +136,13 @@ def main() -> int:
     )
     parser.add_argument("--commands", type=int, default=300, help="random commands")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=[*KINDS, "code", "bombs", "commands"])
+    parser.add_argument("--only", choices=[*KINDS, "code", "bombs", "commands", *FAULTS])
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     options = parser.parse_args()
     counts: dict[str, Counter[str]] = {}
     bad: list[str] = []
+    if not options.json:
+        print(_line("", "tried", WORDS))
     for name, tried in all_of(options.only, options.flips, options.commands, options.seed):
         counts[name] = Counter()
         for what, found in tried:
@@ -142,19 +150,25 @@ def main() -> int:
             counts[name][word] += 1
             if word not in GOOD:
                 bad.append(f"{name}: {what}: {found}")
-    words = (*GOOD, "wrong", "crashed", "ran code", "harmed an input")
+        if counts[name] and not options.json:
+            _print(name, counts[name])
     total = sum(counts.values(), Counter[str]())
     if options.json:
         print(json.dumps({"counts": counts, "total": total, "bad": bad}))
     else:
-        print(f"{'':22} {'tried':>6} " + " ".join(f"{word:>8}" for word in words))
-        for name, found in [*counts.items(), ("all", total)]:
-            if found:
-                cells = (f"{found[word]:{max(8, len(word))}}" for word in words)
-                print(f"{name:22} {found.total():6} " + " ".join(cells))
+        _print("all", total)
         for line in bad:
             print(ascii(line), file=sys.stderr)
     return 1 if bad else 0
+
+
+def _print(name: str, found: Counter[str]) -> None:
+    print(_line(name, found.total(), [found[word] for word in WORDS]), flush=True)
+
+
+def _line(name: str, tried: object, cells: Iterable[object]) -> str:
+    shown = (f"{cell:>{max(8, len(word))}}" for cell, word in zip(cells, WORDS, strict=True))
+    return f"{name:22} {tried:>6} " + " ".join(shown)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from posthoc_lt import Features, FeatureSet, Head, PosthocError, load_features, load_head, save_features, save_head
-from posthoc_lt.checkpoint import read
+from posthoc_lt.checkpoint import find_head, identify, load_network, read
 from posthoc_lt.conformal import fit_thresholds, load_thresholds, save_thresholds
 from posthoc_lt.files import SavedHead
 
@@ -108,11 +108,61 @@ class Network(nn.Module):
 
 def _script(folder: Path) -> Path:
     torch.manual_seed(0)
+    as_script(Network(), folder / "model.pt")
+    return folder / "model.pt"
+
+
+def as_script(network: nn.Module, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer torch calls TorchScript deprecated; its files are there all the same
-        script = torch.jit.script(Network())
-        torch.jit.save(script, folder / "model.pt")
+        torch.jit.save(torch.jit.script(network), path)
+
+
+def _whole(folder: Path, zipped: bool = True) -> Path:
+    torch.manual_seed(0)
+    torch.save({"model": Network().eval(), "epoch": 3}, folder / "model.pt", _use_new_zipfile_serialization=zipped)
     return folder / "model.pt"
+
+
+def _exported(folder: Path) -> Path:
+    torch.manual_seed(0)
+    as_exported(Network().eval(), folder / "model.pt2")
+    return folder / "model.pt2"
+
+
+def as_exported(network: nn.Module, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its own
+        free = {"x": {0: torch.export.Dim.DYNAMIC}}
+        program = torch.export.export(network, (torch.zeros(2, 1, 4, 4),), dynamic_shapes=free)
+        torch.export.save(program, path)
+
+
+def _onnx(folder: Path) -> Path:
+    import onnx
+
+    torch.manual_seed(0)
+    as_onnx(Network(), folder / "plain.onnx")
+    model = onnx.load(folder / "plain.onnx")
+    (folder / "plain.onnx").unlink()
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.data", size_threshold=64)
+    return folder / "model.onnx"
+
+
+def as_onnx(network: nn.Module, path: Path) -> None:
+    """The network as a graph, its tensors within."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    nodes = [
+        helper.make_node("Conv", ["x", "conv.weight", "conv.bias"], ["h"]),
+        helper.make_node("Flatten", ["h"], ["f"]),
+        helper.make_node("Gemm", ["f", "fc.weight", "fc.bias"], ["logits"], transB=1),
+    ]
+    tensors = [numpy_helper.from_array(value.detach().numpy(), name) for name, value in network.state_dict().items()]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 4, 4])
+    y = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
+    graph = helper.make_graph(nodes, "network", [x], [y], tensors)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
 
 
 def _read_checkpoint(path: Path) -> object:
@@ -120,6 +170,16 @@ def _read_checkpoint(path: Path) -> object:
         warnings.simplefilter("ignore")
         found = read(path)
     return dict(found.state), dict(found.metadata)
+
+
+def _run_checkpoint(path: Path) -> object:
+    """What a file that holds its own network does, as far as loading it and running it on a batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = read(path, allow_pickle=True)
+        network = load_network(found, identify(found))
+        head = find_head(network, torch.linspace(-1, 1, 48).reshape(3, 1, 4, 4))
+    return dict(found.state), head.name, head.head.weight, head.head.bias
 
 
 KINDS: Mapping[str, Kind] = {
@@ -132,6 +192,10 @@ KINDS: Mapping[str, Kind] = {
     "safetensors": Kind(_safetensors, _read_checkpoint, sealed=False),
     "safetensors shards": Kind(_sharded, _read_checkpoint, sealed=False),
     "TorchScript": Kind(_script, _read_checkpoint),
+    "torch.export": Kind(_exported, _run_checkpoint),
+    "ONNX": Kind(_onnx, _run_checkpoint, sealed=False),
+    "trusted pickle": Kind(_whole, _run_checkpoint),
+    "trusted, before 1.6": Kind(lambda folder: _whole(folder, zipped=False), _run_checkpoint, sealed=False),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -159,13 +159,26 @@ def _load(path: Path) -> Loaded:
 def _program(path: Path) -> Any:
     try:
         require_whole(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, about its own loader
-            return torch.export.load(os.fspath(path))
+        with _quiet(), path.open("rb") as file:
+            return torch.export.load(file)
     except PosthocError:
         raise
     except Exception as error:  # anything may be wrong within
         raise damaged(path, "a file of torch.export", error) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings of its own loader, and the tracebacks that this logs of a file that it refuses."""
+    log = logging.getLogger("torch.export")
+    before = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _write(original: Path, content: object, path: Path) -> None:

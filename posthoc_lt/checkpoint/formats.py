@@ -10,9 +10,9 @@ import shutil
 import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -106,7 +106,8 @@ def _fits_index(start: bytes, _: Path) -> bool:
 def _load_safetensors(path: Path) -> Loaded:
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.offset_keys() if hasattr(file, "offset_keys") else file.keys())
+            places = {name: place for name, place in _safetensors_header(path).items() if name != "__metadata__"}
+            names = sorted(places, key=lambda name: places[name]["data_offsets"])  # keys() need not be in that order
             return Loaded({name: file.get_tensor(name) for name in names}, dict(file.metadata() or {}), (path,))
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise damaged(path, "safetensors", error) from None
@@ -215,13 +216,13 @@ def _beside(name: str) -> str:
     return name.removesuffix("bias") + "weight"
 
 
-def _safetensors_header(path: Path) -> dict[str, dict[str, str]]:
+def _safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
     with path.open("rb") as file:
-        header: dict[str, dict[str, str]] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header: dict[str, dict[str, Any]] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return header
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Mapping[str, str]], path: Path) -> None:
+def _write_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     written: dict[str, object] = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
     start = 0
     for name, tensor in tensors.items():
@@ -270,18 +271,11 @@ def _first_bytes(path: Path) -> bytes:
 
 def _harmless_globals() -> AbstractContextManager[object]:
     """Allow what training scripts store beside weights and what runs no code: argparse options, NumPy numbers."""
-    allow = getattr(torch.serialization, "safe_globals", None)
-    if allow is None:  # torch 2.4
-        return nullcontext()
     scalar = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
-    harmless: list[object] = [argparse.Namespace, scalar, np.dtype, *kinds]
-    if (
-        torch.torch_version.TorchVersion(torch.__version__) >= "2.8"
-    ):  # older ones do not take an object under another name
-        harmless += [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
-    context: AbstractContextManager[object] = allow(harmless)
-    return context
+    harmless: list[Any] = [argparse.Namespace, scalar, np.dtype, *kinds]
+    harmless += [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
+    return torch.serialization.safe_globals(harmless)
 
 
 def _refuse_other_archives(path: Path) -> None:
@@ -310,13 +304,10 @@ def _refuse_pickle(path: Path, error: pickle.UnpicklingError) -> NoReturn:
 
 
 def _foreign_globals(path: Path, error: Exception) -> list[str]:
-    lister = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
     try:
-        if lister is not None:
-            return sorted(lister(path))
-    except Exception:
-        pass
-    return re.findall(r"GLOBAL ([\w.]+)", str(error))
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # it reads zip archives alone
+        return re.findall(r"GLOBAL ([\w.]+)", str(error))
 
 
 def damaged(path: Path, kind: str, error: Exception) -> PosthocError:

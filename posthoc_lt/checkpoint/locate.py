@@ -257,19 +257,26 @@ def run_network(module: Callable[[Tensor], object], batch: Tensor) -> Tensor:
     """
     try:
         output = module(batch)
-    except torch.cuda.OutOfMemoryError:
-        raise OutOfMemoryError(
-            f"a batch of {len(batch)}, too large for the device's memory",
-            "more memory",
-            "free some, or give --device cpu",
-        ) from None
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except PosthocError:
+        raise
+    except Exception as error:  # the network may be anyone's code
+        if _is_memory(error):
+            raise OutOfMemoryError(
+                f"a batch of {len(batch)}, too large for the device's memory",
+                "more memory",
+                "free some, or give --device cpu",
+            ) from None
         raise PosthocError(
             f"inputs of shape {tuple(batch.shape)}, on which the network fails ({show(error)})",
             "inputs of the size and channels that it was trained on",
             "give --input-size, or check --arch",
         ) from error
     return _logits(output)
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether there was no memory: torch has a kind of error for a device's, and none for the CPU's."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _logits(output: object) -> Tensor:

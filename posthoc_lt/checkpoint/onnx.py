@@ -86,10 +86,11 @@ class Graph(Program):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.model = _model(path)
-        self.affine = _affine(self.model)
-        self.size = _input_shape(self.model)[0]
         self.path = path
-        self.output = self.model.graph.output[0].name
+        with _whole(path):
+            self.affine = _affine(self.model)
+            self.size = _input_shape(self.model)[0]
+            self.output = self.model.graph.output[0].name
         self.session = _session(path, str(path))
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -202,13 +203,14 @@ def _fits(start: bytes, path: Path) -> bool:
 def _load(path: Path) -> Loaded:
     model = _model(path)
     parameters: dict[str, Tensor] = {}
-    for name, affine in (found := _affine(model)).items():
-        parameters |= {f"{name}.{kind}": values for kind, values in affine.values().items()}
-    linear = {each.name for affine in found.values() for each in (affine.weight, affine.bias) if each is not None}
-    parameters |= {each.name: _values(each) for each in model.graph.initializer if each.name not in linear}
-    files = tuple(dict.fromkeys(path.parent / name for name in _external(path)))
-    shape, graph = _input_shape(model), _digest(model)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    with _whole(path):
+        for name, affine in (found := _affine(model)).items():
+            parameters |= {f"{name}.{kind}": values for kind, values in affine.values().items()}
+        linear = {each.name for affine in found.values() for each in (affine.weight, affine.bias) if each is not None}
+        parameters |= {each.name: _values(each) for each in model.graph.initializer if each.name not in linear}
+        files = tuple(dict.fromkeys(path.parent / name for name in _external(path)))
+        shape, graph = _input_shape(model), _digest(model)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
     return Loaded({"parameters": parameters, "graph": graph, "input_shape": shape}, metadata, (path, *files))
 
 
@@ -226,9 +228,18 @@ def _digest(model: Any) -> str:
 def _model(path: Path) -> Any:
     """The model with the tensors that it keeps in other files, all in memory."""
     onnx = _library("onnx")
-    try:
+    with _whole(path):
         return onnx.load(str(path))
-    except Exception as error:  # protobuf and the file system fail in many ways
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Within the block a file is read whose parts may not fit together."""
+    try:
+        yield
+    except PosthocError:
+        raise
+    except Exception as error:  # protobuf, numpy and the file system fail in many ways
         raise damaged(path, "ONNX", error) from None
 
 
@@ -245,7 +256,8 @@ def _session(path: Path, model: str | bytes) -> Any:
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        # Its fallback is to try the same again, and to print that on standard output.
+        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's errors share no class of their own
         raise PosthocError(
             f"{show(path)}, which onnxruntime does not take ({show(str(error).strip(), 200)})",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from posthoc_lt.checkpoint.formats import SAVE, Format, Loaded
+from posthoc_lt.checkpoint.formats import SAVE, Format, Loaded, damaged
+from posthoc_lt.checkpoint.whole import require_whole
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.own_code import current_folder
 
@@ -35,9 +37,24 @@ def pickled_kind(known: Format, path: Path) -> Format:
 
 def _unpickled(path: Path) -> Any:
     try:
-        with current_folder():
-            return torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:  # the file's own code may raise anything
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        if zipped:
+            require_whole(path)
+    except PosthocError:
+        raise
+    except Exception as error:  # on damaged bytes zipfile fails in any way it likes
+        raise damaged(path, "a torch checkpoint", error) from None
+    with _own_code(path), current_folder():
+        return torch.load(path, map_location="cpu", weights_only=False)
+
+
+@contextmanager
+def _own_code(path: Path) -> Iterator[None]:
+    """Within the block the file's own code runs, which may raise anything."""
+    try:
+        yield
+    except Exception as error:
         raise PosthocError(
             f"{show(path)}, whose objects cannot be made ({type(error).__name__}: {show(error)})",
             "the code of its classes, importable from the current folder",
@@ -56,13 +73,18 @@ def _load(path: Path) -> Loaded:
     module = _module(content)
     if module is None:
         return Loaded(content, {}, (path,))
-    return Loaded({"parameters": module.state_dict(), "object": content}, {}, (path,))
+    with _own_code(path):
+        for part in module.modules():  # one from a damaged file may lack what torch gives every module
+            part.register_forward_hook(lambda *_: None, with_kwargs=True).remove()
+            part.register_forward_pre_hook(lambda *_: None, with_kwargs=True).remove()
+        return Loaded({"parameters": module.state_dict(), "object": content}, {}, (path,))
 
 
 def _network(path: Path) -> nn.Module:
     module = _module(_unpickled(path))
     assert module is not None
-    return module.float().eval().requires_grad_(False)
+    with _own_code(path):
+        return module.float().eval().requires_grad_(False)
 
 
 def _write(original: Path, content: object, path: Path) -> None:

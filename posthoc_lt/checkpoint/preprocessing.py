@@ -222,7 +222,7 @@ def _numbers(value: object, channels: int) -> tuple[float, ...] | None:
     if not isinstance(value, Sequence) or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in value):
         return None
     if len(value) == 3 and channels == 1:  # as timm does when it turns RGB weights into grey ones
-        return (sum(value) / 3,)
+        return (math.fsum(value) / 3,)  # sum rounds otherwise from Python 3.12 on
     return tuple(float(v) for v in value) if len(value) == channels else None
 
 

@@ -106,6 +106,7 @@ def read(path: Path | str, weights: str | None = None, *, allow_pickle: bool = F
     posthoc_lt.errors.PosthocError: checkpoint nowhere.pt, which does not exist. Wanted: ...
     """
     path = Path(path)
+    stamp = _stamp(path)
     known = kind_of(path, allow_pickle)
     if known.pickles and not allow_pickle:
         raise PosthocError(
@@ -115,6 +116,7 @@ def read(path: Path | str, weights: str | None = None, *, allow_pickle: bool = F
         )
     _refuse_one_shard(path)
     content, header, files = known.load(path)
+    sha256 = _sha256_of({**{file: _stamp(file) for file in files}, path: stamp}, files)
     found = weight_sets(content) if known.network is None else [own_weights(content)]
     if not found:
         keys = f" but {listed(content)}" if isinstance(content, Mapping) else f", only one {type(content).__name__}"
@@ -128,9 +130,35 @@ def read(path: Path | str, weights: str | None = None, *, allow_pickle: bool = F
     state = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     _require_held(path, files, state)
     others = tuple(each.key for each in found if each is not chosen)
-    return Checkpoint(
-        path, _sha256(files), known.name, content, chosen, others, state, _metadata(content, found, header)
-    )
+    return Checkpoint(path, sha256, known.name, content, chosen, others, state, _metadata(content, found, header))
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from another in its place and from what it was before it was written to; None if it is gone."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _sha256_of(stamps: Mapping[Path, tuple[int, ...] | None], files: Iterable[Path]) -> str:
+    """The hash of the files, where they are those that were read.
+
+    Raises:
+        PosthocError: one of them has another stamp by now.
+    """
+    try:
+        sha256 = _sha256(files)
+    except OSError:  # it is gone, and its stamp with it
+        sha256 = ""
+    if changed := [path for path, stamp in stamps.items() if _stamp(path) != stamp]:
+        raise PosthocError(
+            f"{show(changed[0])}, which changed while it was read",
+            "a file that nobody writes to meanwhile",
+            "type the same command again when it is whole",
+        )
+    return sha256
 
 
 def _require_held(path: Path, files: Iterable[Path], state: Mapping[str, Tensor]) -> None:

@@ -15,9 +15,10 @@ _SPELLINGS = {
 }
 
 
-def colourful(stream: TextIO) -> bool:
+def colourful(stream: TextIO | None) -> bool:
     """Whether to colour: only on a terminal that knows how, and not where NO_COLOR is set (no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    there = stream is not None and stream.isatty()  # none where the shell has closed it
+    return there and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:

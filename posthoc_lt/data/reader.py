@@ -131,11 +131,22 @@ class Reader(Dataset[Read]):
         if workers is None:
             workers = 0 if own or len(self) < _FEW else max(1, (os.cpu_count() or 1) // ranks.neighbours())
         if workers and own:
-            yield from DataLoader(self, batch_sampler=map(list, groups), num_workers=workers, collate_fn=list)
+            yield from self._read_beside(groups, workers)
         elif workers:
             yield from self._read_ahead(groups, workers)
         else:
             yield from ([self[index] for index in group] for group in groups)
+
+    def _read_beside(self, groups: Sequence[Sequence[int]], workers: int) -> Iterator[list[Read]]:
+        loader = DataLoader(self, batch_sampler=map(list, groups), num_workers=workers, collate_fn=list)
+        try:
+            yield from loader
+        except (RuntimeError, OSError, EOFError) as error:  # what the data set itself raises is a `Read`
+            raise PosthocError(
+                f"a worker process of {show(self.samples.name(0))} and others, which has died ({show(error)})",
+                "workers that live until all is read; one that is killed has most often taken too much memory",
+                "type the same command again, which goes on from here, with fewer --workers or --workers 0",
+            ) from None
 
     def _read_ahead(self, groups: Sequence[Sequence[int]], workers: int) -> Iterator[list[Read]]:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")

@@ -75,7 +75,7 @@ def _create(path: Path) -> None:
 def _publish(temporary: Path, path: Path, force: bool) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
-    if path.is_file() and filecmp.cmp(temporary, path, shallow=False):
+    if _is_same(temporary, path):
         return
     try:
         if force:
@@ -83,6 +83,8 @@ def _publish(temporary: Path, path: Path, force: bool) -> None:
         else:
             _move_to_free(temporary, path)
     except FileExistsError:
+        if _is_same(temporary, path):  # another process has just made it
+            return
         raise PosthocError(
             f"{show(path)}, which exists and holds something else",
             "a new file name, or leave to overwrite",
@@ -94,6 +96,10 @@ def _publish(temporary: Path, path: Path, force: bool) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _is_same(temporary: Path, path: Path) -> bool:
+    return path.is_file() and filecmp.cmp(temporary, path, shallow=False)
 
 
 def _move_to_free(temporary: Path, path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, show
+
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 @contextmanager
@@ -47,23 +50,50 @@ def _publish(temporary: Path, path: Path, force: bool) -> None:
         if file.is_file():
             with file.open("rb+") as written:
                 os.fsync(written.fileno())
-    if path.is_dir() and _files(path) == _files(temporary):
-        names = [str(name) for name in _files(path)]
-        if filecmp.cmpfiles(path, temporary, names, shallow=False)[0] == names:
-            return
-    if not os.path.lexists(path):
-        temporary.rename(path)
+    if _is_same(temporary, path):
         return
-    if not force or not path.is_dir():
-        raise PosthocError(
-            f"{show(path)}, which exists and holds something else",
-            "a new name, or leave to overwrite a folder",
-            "give --force to overwrite it, or --out with another name",
-        )
+    try:
+        if not os.path.lexists(path):
+            temporary.rename(path)
+        elif force and path.is_dir():
+            _replace(temporary, path)
+        else:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        if not _is_same(temporary, path):  # else another process has just made it
+            raise PosthocError(
+                f"{show(path)}, which exists and holds something else",
+                "a new name, or leave to overwrite a folder",
+                "give --force to overwrite it, or --out with another name",
+            ) from None
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Put a folder in the place of another, which is back there if that fails."""
     old = temporary.with_suffix(".old")
-    path.rename(old)
-    temporary.rename(path)
-    shutil.rmtree(old)
+    while True:
+        with suppress(FileNotFoundError):  # another process has just moved it away
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                with suppress(OSError):
+                    old.rename(path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)  # another process has put its own there, which goes in turn
+        else:
+            break
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_same(temporary: Path, path: Path) -> bool:
+    if not path.is_dir() or _files(path) != _files(temporary):
+        return False
+    names = [str(name) for name in _files(path)]
+    return filecmp.cmpfiles(path, temporary, names, shallow=False)[0] == names
 
 
 def _files(folder: Path) -> list[Path]:

@@ -169,10 +169,10 @@ def _forget(path: Path, keep: Collection[str]) -> None:
         places = _read_index(index, "")[0]
     except PosthocError:
         places = {}
-    index.unlink()
     for name in set(places.values()) - set(keep):
         if name.startswith(path.stem + "-"):
             index.with_name(name).unlink(missing_ok=True)
+    index.unlink()  # last, since without it nobody would know of shards that are left by an interruption
 
 
 def _read_shard(path: Path) -> Stored:
