@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from posthoc_lt.checkpoint import Checkpoint, changes, fold, read, write
+from posthoc_lt.checkpoint import Checkpoint, changes, fold, read, stored_head, write
 from posthoc_lt.checkpoint.weights import WeightSet
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.head import Head
@@ -155,7 +158,11 @@ def test_safetensors_keep_order_metadata_and_every_other_byte(tmp_path: Path) ->
     assert torch.equal(plain["head.bias"], new_head().bias)
     assert read(tmp_path / "out").metadata == metadata
     before, after = ((tmp_path / name).read_bytes() for name in ("m.safetensors", "out"))
-    assert len(before) == len(after)
+    length = 8 + int.from_bytes(before[:8], "little")
+    header = json.loads(before[8:length])
+    spans = [header[f"head.{part}"]["data_offsets"] for part in ("weight", "bias")]
+    new = {length + at for start, stop in spans for at in range(start, stop)}
+    assert {at for at, (old, now) in enumerate(zip(before, after, strict=True)) if old != now} <= new
 
 
 @pytest.mark.parametrize("form", ["torch", "safetensors"])
@@ -178,32 +185,85 @@ def test_the_original_file_is_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "m.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", ["weight", "dtype", "shape", "lost", "added", "scalar", "zero sign"])
+CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "weight": ("state_dict/a", lambda c: c["state_dict"]["a"][1].fill_(1e-30)),
+    "dtype": ("state_dict/a", lambda c: c["state_dict"].update(a=torch.zeros(2, 3).double())),
+    "shape": ("state_dict/a", lambda c: c["state_dict"].update(a=torch.zeros(3, 2))),
+    "zero sign": ("state_dict/a", lambda c: c["state_dict"]["a"].neg_()),
+    "lost": ("state_dict/c", lambda c: c["state_dict"].pop("c")),
+    "added": ("list/2", lambda c: c["list"].append(3)),
+    "scalar": ("epoch", lambda c: c.update(epoch=4)),
+    "type": ("epoch", lambda c: c.update(epoch=3.0)),
+    "no longer NaN": ("loss", lambda c: c.update(loss=0.5)),
+    "no longer nested": ("state_dict", lambda c: c.update(state_dict=torch.ones(1))),
+    "nested otherwise": ("list", lambda c: c.update(list={0: torch.ones(1), 1: "x"})),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
 def test_every_kind_of_change_is_seen(kind: str) -> None:
     def content() -> dict[str, Any]:
         state = {"a": torch.zeros(2, 3), "b": torch.tensor([float("nan")]), "c": torch.tensor(1)}
         return {"state_dict": state, "epoch": 3, "loss": float("nan"), "list": [torch.ones(1), "x"]}
 
+    where, change = CHANGES[kind]
     changed = content()
-    state = changed["state_dict"]
-    if kind == "weight":
-        state["a"][1, 2] = 1e-30
-    elif kind == "dtype":
-        state["a"] = state["a"].double()
-    elif kind == "shape":
-        state["a"] = state["a"].T
-    elif kind == "zero sign":
-        state["a"][0, 0] = -0.0
-    elif kind == "lost":
-        del state["c"]
-    elif kind == "added":
-        changed["list"] = [torch.ones(1), "x", 3]
-    else:
-        changed["epoch"] = 4
-    where = {"lost": "state_dict/c", "added": "list/2", "scalar": "epoch"}.get(kind, "state_dict/a")
+    change(changed)
 
     def wrapped(value: object) -> Checkpoint:
         return Checkpoint(Path("m"), "", "torch", value, WeightSet("state_dict", {}), (), {}, {})
 
     assert changes(wrapped(content()), wrapped(content())) == ()
     assert changes(wrapped(content()), wrapped(changed)) == (where,)
+
+
+def with_its_network(form: str, path: Path) -> Checkpoint:
+    """The network, whose head has no bias, in a file that says how to compute it."""
+    net = network(bias=False).eval()
+    if form == "torchscript":
+        jit: Any = torch.jit  # untyped in torch
+        jit.save(jit.trace(net, torch.zeros(2, 4)), path)
+        return read(path)
+    onnx = pytest.importorskip("onnx")
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, ["n", size]) for name, size in (("x", 6), ("y", 3)))
+    node = onnx.helper.make_node("Gemm", ["x", "head.weight"], ["y"], transB=1)
+    weight = onnx.numpy_helper.from_array(net.state_dict()["head.weight"].numpy(), "head.weight")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "head", [x], [y], [weight])), path)
+    return read(path)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("form", "told"), [("torchscript", "takes no tensor more"), ("onnx", "give --add-bias, which")]
+)
+def test_a_network_in_the_file_decides_whether_it_takes_a_bias(tmp_path: Path, form: str, told: str) -> None:
+    checkpoint = with_its_network(form, tmp_path / "m")
+
+    def changed(**options: Any) -> set[str]:
+        return set(changes(checkpoint, replace(checkpoint, content=fold(checkpoint, "head", **options))))
+
+    assert changed(head=new_head(bias=False)) == {"parameters/head.weight"}
+    with pytest.raises(PosthocError, match=told):
+        changed(head=new_head())
+    if form == "onnx":
+        assert changed(head=new_head(), add_bias=True) == {"parameters/head.weight", "parameters/head.bias"}
+    else:
+        with pytest.raises(PosthocError, match=told):
+            changed(head=new_head(), add_bias=True)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_cosine_layer_holds_the_directions_as_its_dtype_rounds_them(tmp_path: Path, columns: bool) -> None:
+    rows = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    new = Head.without_bias(5 * rows / rows.norm(dim=1, keepdim=True))
+    checkpoint = saved(
+        tmp_path / "m.pt", {"head.weight": torch.ones(6, 3).half() if columns else torch.ones(3, 6).half()}
+    )
+    name = "cosine-columns:head" if columns else "cosine:head"
+    after: Any = fold(checkpoint, name, new)
+    held = new.weight.half()
+    assert torch.equal(after["head.weight"], held.T if columns else held)
+    stored = stored_head(checkpoint, name, new)
+    directions = held.float() / held.float().norm(dim=1, keepdim=True)
+    torch.testing.assert_close(stored.weight, 5 * directions, rtol=1e-6, atol=0)
+    assert not stored.has_bias

@@ -83,6 +83,45 @@ def test_one_file_a_method_named_alike() -> None:
         assert method.name == name
 
 
+DROPPED_IN = '''"""Halfway: the head halved."""
+
+from dataclasses import dataclass
+
+from posthoc_lt.family import Point
+from posthoc_lt.methods.method import Method
+from posthoc_lt.methods.ncm import NCM
+
+
+@dataclass(frozen=True)
+class Halfway(Method):
+    control = {control}
+
+    def fit(self, head, training):
+        return Point(head)
+'''
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_a_file_dropped_into_the_folder_is_a_method_in_its_place(
+    control: bool, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_way.py").write_text(DROPPED_IN.format(control=control))
+    monkeypatch.setattr(posthoc_lt.methods, "__path__", [*posthoc_lt.methods.__path__, str(tmp_path)])
+    found = posthoc_lt.methods._discover()
+    sys.modules.pop("posthoc_lt.methods.half_way")
+    controls, others = ["baseline", "refit"], list(METHODS)[2:]
+    ordered = [*sorted([*controls, "half-way"]), *others] if control else [*controls, *sorted([*others, "half-way"])]
+    assert list(found) == ordered
+    assert found["half-way"].__name__ == "Halfway"
+    assert {name: method for name, method in found.items() if name != "half-way"} == METHODS
+
+
+def test_a_name_of_its_own_stands_before_that_of_the_file() -> None:
+    named: type[Method] = type("Named", (Method,), {"name": "own-name", "__module__": "any.other_file"})
+    unnamed: type[Method] = type("Unnamed", (Method,), {"__module__": "any.other_file"})
+    assert (named.name, unnamed.name) == ("own-name", "other-file")
+
+
 @every_method
 def test_class_attributes_say_what_it_is(method: type[Method]) -> None:
     assert (sys.modules[method.__module__].__doc__ or "").splitlines()[0].endswith(".")

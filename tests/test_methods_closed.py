@@ -14,10 +14,12 @@ from method_cases import class_means, problem
 from sklearn.neighbors import NearestCentroid
 
 from posthoc_lt.errors import PosthocError
+from posthoc_lt.family import Line
 from posthoc_lt.features import Features, Training
 from posthoc_lt.files import load_head
 from posthoc_lt.head import Head
 from posthoc_lt.methods import METHODS
+from posthoc_lt.priors import Shares
 
 
 @pytest.mark.parametrize("prior", ["counts", "uniform"])
@@ -119,3 +121,44 @@ def test_a_saved_head_remembers_its_options(there: Path, bias: str, capsys: pyte
     assert saved.provenance.get("options") == (None if bias == "drop" else "bias=keep")
     shown = "saved: tau-norm" if bias == "drop" else "saved: tau-norm (bias=keep)"
     assert list(json_of("evaluate --head head.safetensors", capsys)["heads"]) == ["baseline", shown]
+
+
+@pytest.mark.parametrize(
+    ("target", "zero_count", "wanted"),
+    [
+        ("uniform", "mask", None),
+        ("train", "refuse", (0.5, 0.3, 0.2)),
+        ("train", "mask", (0.75, 0.0, 0.25)),
+        ("train", "smooth", (30.5 / 41.5, 0.5 / 41.5, 10.5 / 41.5)),
+        (Shares((1, 2, 3)), "mask", (1 / 4, 0.0, 3 / 4)),
+        (Shares((1, 2, 3)), "smooth", (1 / 6, 2 / 6, 3 / 6)),
+    ],
+)
+def test_the_target_leaves_out_what_is_masked(target: str | Shares, zero_count: str, wanted: tuple[float, ...]) -> None:
+    counts = torch.tensor([50, 30, 20] if zero_count == "refuse" else [30, 0, 10])
+    found = METHODS["logit-adjust"](**{"target_prior": target, "zero_count": zero_count}).target(Training(counts))
+    assert (None if found is None else found.tolist()) == (None if wanted is None else pytest.approx(wanted))
+
+
+@pytest.mark.parametrize("target", ["uniform", "train", Shares((1, 2, 3))])
+def test_a_masked_class_is_adjusted_by_nothing_and_never_predicted(target: str | Shares) -> None:
+    head, training = (
+        Head(torch.eye(3).double(), torch.tensor([0.1, 5.0, 0.3]).double()),
+        Training(torch.tensor([30, 0, 10])),
+    )
+    method = METHODS["logit-adjust"](**{"target_prior": target, "zero_count": "mask"})
+    shares = {"uniform": (1.0, 1.0, 1.0), "train": (0.75, 1.0, 0.25)}.get(str(target), (1 / 6, 2 / 6, 3 / 6))
+    for tau in (0.0, 1.0, 2.5):
+        made = method.fit(head, training).at(tau)
+        bias = made.bias.tolist()
+        wanted = [b - tau * np.log(n / 40) + np.log(s) for b, n, s in ((0.1, 30, shares[0]), (0.3, 10, shares[2]))]
+        assert made.masked.tolist() == [False, True, False]
+        assert [bias[0], bias[2]] == pytest.approx(wanted)
+
+
+def test_what_tau_multiplies_is_as_exact_as_float64_for_any_head() -> None:
+    for head in (problem().head(torch.float32), problem().head(torch.float64)):
+        line = METHODS["logit-adjust"]().fit(head, problem().training())
+        assert isinstance(line, Line)
+        assert line.direction.bias.tolist() == pytest.approx(-np.log(problem().counts / 68), rel=1e-15)
+        assert line.direction.weight.dtype == line.direction.bias.dtype == torch.float64

@@ -7,7 +7,7 @@ import torch
 from posthoc_lt.family import Line, Offsets, Sheet
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
-from posthoc_lt.search.pareto import pareto
+from posthoc_lt.search.pareto import Trade, _unbeaten, pareto
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -56,3 +56,9 @@ def test_two_knobs_trade_over_every_line() -> None:
         line = lines[int(2 * trade.outer["gamma"])]
         assert (trade.head, trade.tail) in {(one.head, one.tail) for one in pareto(line, val, groups, (0.0, 2.0))}
     assert pareto(Offsets(lines[0], 0.0), val, groups, (0.0, 2.0)) == pareto(lines[0], val, groups, (0.0, 2.0))
+
+
+def test_of_stretches_with_equal_figures_the_widest_stands() -> None:
+    trades = [Trade(low, high, 0.6, 0.4) for low, high in ((0.0, 0.5), (1.0, 3.0), (3.0, 3.2))]
+    better = Trade(0.5, 1.0, 0.7, 0.3)
+    assert _unbeaten([*trades, better, Trade(3.2, 4.0, 0.5, 0.4)]) == [better, trades[1]]

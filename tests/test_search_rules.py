@@ -352,4 +352,6 @@ def test_cross_fitting_a_path_judges_each_fold_by_what_the_others_choose() -> No
         expected[held] = (x[held] @ heads[pick].weight.numpy().T + heads[pick].bias.numpy()).argmax(axis=1)
         chosen.add(pick)
     assert len(chosen) > 1
-    assert cross_fit(Path(tuple(range(5)), heads), features(x, y)).tolist() == expected.tolist()
+    for floors in ((), (Constraint("accuracy", 0.0),)):
+        found = cross_fit(Path(tuple(range(5)), heads), features(x, y), Goal(subject_to=floors))
+        assert found.tolist() == expected.tolist()
