@@ -38,6 +38,7 @@ from posthoc_lt.files.container import Pieces
 from posthoc_lt.files.feature_file import writing_features
 from posthoc_lt.methods.crt import CRT
 from posthoc_lt.methods.lws import LWS
+from posthoc_lt.solver.logistic import trace_logistic
 from posthoc_lt.solver.minimise import minimise
 
 METHODS = ("evaluation", "logit-adjust", "tau-norm", "ncm", "crt", "lws")
@@ -132,8 +133,8 @@ def work(method: str, path: Path, steps: int) -> Callable[[], object]:
         features = load_features(path)
         return lambda: evaluate(features.head, features.test, features.counts)
     if method in ("crt", "lws"):
-        # Stopped early on purpose, which no option of the toolkit does.
-        minimise.__kwdefaults__["steps"] = steps
+        for solver in (minimise, trace_logistic):  # stopped early on purpose, which no option of the toolkit does
+            solver.__kwdefaults__["steps"] = steps
         return lambda: fit(CRT(l2=0.1) if method == "crt" else LWS(l2=0.1), str(path))
     return lambda: fit(method, str(path))
 
