@@ -64,7 +64,12 @@ def joined() -> Iterator[None]:
         yield
     finally:
         group, _group, _here, _store = _group, None, 1, None
+        gloo = group._get_backend(torch.device("cpu"))
         dist.destroy_process_group(group)
+        # In older torch (2.6) a group waits for its threads with the interpreter held, which they may want, to let go
+        # of a tensor; a backend waits without, and lives until the last of its names is gone.
+        del group
+        del gloo
 
 
 def _backend() -> str:

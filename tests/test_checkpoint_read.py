@@ -69,6 +69,17 @@ def test_reads_the_old_file_form_of_torch(tmp_path: Path) -> None:
     assert list(read(tmp_path / "m").state) == list(weights())
 
 
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numbers_of_numpy_1_and_2_are_read_by_either(tmp_path: Path, module: str) -> None:
+    saved = {"state_dict": weights(), "best": np.float64(0.5)}
+    torch.save(saved, tmp_path / "m", _use_new_zipfile_serialization=False)
+    here = np.float64(0).__reduce__()[0].__module__
+    before = (tmp_path / "m").read_bytes()
+    assert f"c{here}\n".encode() in before
+    (tmp_path / "m").write_bytes(before.replace(f"c{here}\n".encode(), f"c{module}\n".encode()))
+    assert read(tmp_path / "m").metadata["best"] == 0.5
+
+
 def test_reads_safetensors_whatever_the_suffix(tmp_path: Path) -> None:
     state = weights()
     save_file(state, tmp_path / "model.pt", metadata={"format": "pt", "mean": "[0.5]"})

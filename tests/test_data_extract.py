@@ -110,9 +110,10 @@ def test_what_is_skipped_is_listed_recorded_and_still_proved(
 
 
 def test_a_bare_folder_is_an_unlabelled_val_and_chooses_tau(small: Path, capsys: Run) -> None:
+    folders = list((small / "data" / "val").iterdir())
     for path in (small / "data" / "val").glob("*/*.png"):
         path.rename(small / "data" / "val" / f"{path.parent.name}-{path.name}")
-    for folder in (small / "data" / "val").glob("*/"):
+    for folder in folders:
         folder.rmdir()
     made = json_of("extract --ckpt model.pt", capsys)
     (val,) = [row for row in made["splits"] if row["split"] == "val"]

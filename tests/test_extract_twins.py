@@ -211,8 +211,8 @@ def test_a_choice_is_a_landslide_by_a_paired_test(seed: int, gap: float, count: 
     low = rng.normal(-2, 1, count)
     high = low + rng.normal(gap, 1, count)
     scores = [
-        score("a", list(low), list(rng.random(count) < 0.6)),
-        score("b", list(high), list(rng.random(count) < 0.8)),
+        score("a", low.tolist(), (rng.random(count) < 0.6).tolist()),
+        score("b", high.tolist(), (rng.random(count) < 0.8).tolist()),
     ]
     found = foremost(scores)
     more = np.mean(high - low) > 0.1 and ttest_rel(high, low).statistic > 3 and scores[1].right >= scores[0].right

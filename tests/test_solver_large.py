@@ -123,7 +123,7 @@ with ranks.joined():
         for name, options in (*plain, ("crt", {"max_norm": 0.5})):
             path = METHODS[name](**options).fit(p.head(), p.training())
             for knob in path.knobs[::6]:
-                found[name, *options, blocks.LARGE, knob] = path.at(knob).weight, path.at(knob).bias
+                found[(name, *options, blocks.LARGE, knob)] = path.at(knob).weight, path.at(knob).bias
     torch.save(found, f"{sys.argv[1]}/{ranks.world()}-{ranks.rank()}.pt")
 """
 
