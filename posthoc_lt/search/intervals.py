@@ -12,10 +12,6 @@ from posthoc_lt.family import Family
 from posthoc_lt.features import Features
 from posthoc_lt.search.lines import lines
 
-CACHED = 1 << 17
-"""Elements of a block of float64 rows (1 MB) that stays in a processor's cache from one operation to the next."""
-
-
 @dataclass(frozen=True, eq=False)
 class Intervals:
     """Sample i is right exactly for low_i < t < high_i (never where low_i >= high_i).
@@ -47,46 +43,32 @@ def winning_intervals(family: Family, features: Features) -> Intervals:
         PosthocError: the family has no such intervals.
     """
     bounds = Columns(torch.float64, torch.float64)
+    room: Tensor | None = None
     for rows, start, slope in lines(family, features):
+        room = start.new_empty(2, *start.shape) if room is None else room
         labels = features.labels[rows].to(start.device)[:, None]
-        bounds.append(*_intersect(labels, start, slope))
+        bounds.append(*_intersect(labels, start, slope, room))
     low, high = (gathered(each) for each in bounds.whole())
     return Intervals(low, high)
 
 
-def _intersect(labels: Tensor, start: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    slope = (slope + 0.0).expand_as(start)  # makes of −0 a 0, so that no gap is −0
-    rows = len(start) if start.is_cuda else max(1, CACHED // start.shape[1])
-    parts = zip(*(each.split(rows) for each in (labels, start, slope)), strict=True)  # type: ignore[no-untyped-call]
-    low, high = (torch.cat(bound) for bound in zip(*(_intersect_rows(*part) for part in parts), strict=True))
-    return low, high
+def _intersect(labels: Tensor, start: Tensor, slope: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """The bounds (n,) of each sample; overwrites `start`, and `room` (2, n or more, C), which is taken only once.
 
-
-def _intersect_rows(labels: Tensor, start: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = _bounds(*_roots(labels, start, slope))
-    out = start.gather(1, labels)[:, 0].isneginf()  # of the running, as other classes may be
+    These few lines are most of the search's time, and memory taken anew for each chunk would double it.
+    """
+    gap, masked = room[:, : len(start)]
+    torch.sub(slope.expand_as(start).gather(1, labels), slope, out=gap)
+    own, falls, never = start.gather(1, labels), gap < 0, start.new_tensor(torch.inf)
+    # With a gap of 0 the root is ±∞: a lower bound of +∞ is a sample that is never right. Of two equal lines it is NaN.
+    root = start.sub_(own).div_(gap).scatter_(1, labels, -torch.inf)
+    low = torch.where(falls, -never, root, out=masked).amax(dim=1)
+    high = torch.where(falls, root, never, out=masked).amin(dim=1)
+    out = own[:, 0].isneginf()  # of the running, as other classes may be
     low[out], high[out] = torch.inf, -torch.inf
     equal = low.isnan()
     if equal.any():
-        labels, start = labels[equal], start[equal]
-        root, falls = _roots(labels, start, slope[equal])
-        ahead = torch.arange(start.shape[1], device=start.device) < labels
-        by_index = torch.where(ahead, torch.inf, -torch.inf).to(root)
-        low[equal] = _bounds(torch.where(root.isnan(), by_index, root), falls)[0]
+        ahead = torch.arange(root.shape[1], device=root.device) < labels[equal]
+        root = torch.where(root[equal].isnan(), torch.where(ahead, never, -never), root[equal])
+        low[equal] = torch.where(falls[equal], -never, root).amax(dim=1)
     return low, high
-
-
-def _roots(labels: Tensor, start: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Where every class meets the own one (n, C), −∞ for that itself, and whether it is ahead after that.
-
-    With a gap of 0 the root is ±∞: a lower bound of +∞ is a sample that is never right. Of two equal lines it is NaN.
-    """
-    # In place where it can be: these few lines are most of the search's time.
-    gap = slope.gather(1, labels) - slope
-    root = (start - start.gather(1, labels)).div_(gap)
-    return root.scatter_(1, labels, -torch.inf), gap < 0
-
-
-def _bounds(root: Tensor, falls: Tensor) -> tuple[Tensor, Tensor]:
-    low = root.masked_fill(falls, -torch.inf).amax(dim=1)
-    return low, root.masked_fill_(falls.logical_not_(), torch.inf).amin(dim=1)

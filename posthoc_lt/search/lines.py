@@ -27,7 +27,8 @@ def lines(family: Family, features: Features) -> Iterator[tuple[slice, Tensor, T
         features: N samples.
 
     Returns:
-        Iterator: A of shape (n, C), B of shape (n, C) or (1, C), float64, on the features' device.
+        Iterator: A of shape (n, C), which the caller may overwrite, and B of shape (n, C) or (1, C), in which no zero
+        is −0, so that no difference of two is; float64, on the features' device.
 
     Raises:
         PosthocError: the family has no such lines.
@@ -41,9 +42,9 @@ def lines(family: Family, features: Features) -> Iterator[tuple[slice, Tensor, T
 
 def _straight(family: Line, features: Features) -> Iterator[tuple[slice, Tensor, Tensor]]:
     origin, direction = family.origin.to(features.device), family.direction.to(features.device)
-    constant = not direction.weight.any()
+    constant = None if direction.weight.any() else direction.bias[None].double() + 0.0
     for rows, x in features.own_chunks(BLOCKS * origin.classes, origin.weight.dtype):
-        yield rows, origin(x).double(), direction.bias[None].double() if constant else direction(x).double()
+        yield rows, origin(x).double(), direction(x).double() + 0.0 if constant is None else constant
 
 
 def _logarithmic(family: Power, features: Features) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -53,7 +54,7 @@ def _logarithmic(family: Power, features: Features) -> Iterator[tuple[slice, Ten
         best = logits.amax(dim=1, keepdim=True).sign()
         # A zero logit stays zero at every t: best·(…) leaves exactly that.
         start = best * torch.where(best == 0, 0.0, logits.abs().log())
-        yield rows, torch.where(logits.sign() == best, start, -torch.inf), -best * log_scale
+        yield rows, torch.where(logits.sign() == best, start, -torch.inf), (-best * log_scale).add_(0.0)
 
 
 def _not_lines(family: Family) -> PosthocError:
