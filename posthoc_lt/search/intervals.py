@@ -12,6 +12,7 @@ from posthoc_lt.family import Family
 from posthoc_lt.features import Features
 from posthoc_lt.search.lines import lines
 
+
 @dataclass(frozen=True, eq=False)
 class Intervals:
     """Sample i is right exactly for low_i < t < high_i (never where low_i >= high_i).
