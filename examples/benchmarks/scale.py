@@ -7,12 +7,12 @@ python examples/benchmarks/scale.py times --dir DIR [--json]
 process of its own; its anonymous memory (RssAnon of /proc, which leaves out the pages of mapped files) is read every
 5 ms. crt and lws are stopped after `--steps` steps of their solver, which hold the same memory as all of them.
 
-`times` measures small cases with one process and with two (torchrun, Gloo) and fits
+`times` measures small cases with one process and with two (torchrun, Gloo), each method by itself, and fits
 
     seconds = (p·N·D·C + q·N·C + r·N·D)/ranks + s·N + t        bytes = u·N + v·C·D + w
 
-to them, coefficients >= 0, relative errors least squares; beside it stand the residuals and what larger
-cases would take.
+to them (bytes: all the anonymous memory of a process), coefficients >= 0, relative errors least squares; beside it
+stand the residuals and what larger cases would take.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,8 @@ SIZES = (
     (1_000_000, 16, 10),
 )
 """Samples of each split, dimensions, classes."""
+LONG = 10**10
+"""Multiplications past which one run is enough."""
 LARGE = {
     "iNaturalist 2018": (437_513, 24_426, 2_048, 8_142),
     "a billion samples": (10**9, 10**6, 2_048, 1_000),
@@ -147,29 +151,26 @@ def measure_method(method: str, path: Path, steps: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "bytes": watch.highest, "bytes_before": watch.before}
 
 
-def measure_size(path: Path) -> list[dict[str, object]]:
-    """Each modelled method on one case, in this process, which may be one of several."""
+def measure_size(name: str, path: Path) -> list[dict[str, object]]:
+    """A modelled method on one case, in this process, which may be one of several; short runs more than once."""
     features = load_features(path)
     head, val, counts = features.head, features.val, features.counts
     log_prior = (counts / counts.sum()).log().float()
-    runs: dict[str, Callable[[], object]] = {
+    run: Callable[[], object] = {
         "evaluation": lambda: evaluate(head, val, counts),
         "logit-adjust": lambda: fit("logit-adjust", FeatureSet(head, val=val, train_counts=counts)),
         "tau-norm": lambda: fit("tau-norm", FeatureSet(head, val=val, train_counts=counts)),
         "ncm": lambda: fit("ncm", FeatureSet(head, features.train)),
         "grid of 21": lambda: grid_search(head, val, log_prior),
-    }
-    found = []
-    size = {"samples": len(val), "dimensions": head.dimensions, "classes": head.classes, "ranks": ranks.world()}
-    for name, run in runs.items():
-        if name == "grid of 21" and ranks.world() > 1:
-            continue
-        with Watch() as watch:
+    }[name]
+    seconds, repeats = [], 1 if len(val) * head.dimensions * head.classes > LONG else 3
+    with Watch() as watch:
+        for _ in range(repeats):
             start = time.perf_counter()
             run()
-            seconds = time.perf_counter() - start
-        found.append({"method": name, **size, "seconds": seconds, "bytes": watch.highest - watch.before})
-    return found
+            seconds.append(time.perf_counter() - start)
+    size = {"samples": len(val), "dimensions": head.dimensions, "classes": head.classes, "ranks": ranks.world()}
+    return [{"method": name, **size, "seconds": statistics.median(seconds), "bytes": watch.highest}]
 
 
 def child(arguments: list[str], processes: int = 1) -> object:
@@ -224,8 +225,9 @@ def times(arguments: argparse.Namespace) -> dict[str, object]:
         with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
             path = Path(folder) / "case.safetensors"
             write_case(path, dict.fromkeys(("train", "val", "test"), max(samples, 2 * classes)), dimensions, classes)
-            for processes in (1, 2):
-                rows += child(["size", "--path", str(path)], processes)  # type: ignore[operator]
+            for name, processes in product(MODELLED, (1, 2)):
+                if processes == 1 or name != "grid of 21":
+                    rows += child(["size", "--path", str(path), "--methods", name], processes)  # type: ignore[operator]
         print(f"{samples} x {dimensions} x {classes}", file=sys.stderr, flush=True)
     models = {
         name: {what: fitted([row for row in rows if row["method"] == name], what) for what in ("seconds", "bytes")}
@@ -272,7 +274,7 @@ def main() -> None:
     parser.add_argument("what", choices=("memory", "times", "method", "size"))
     parser.add_argument("--dir", type=Path, default=Path("build/scale"))
     parser.add_argument("--path", type=Path)
-    parser.add_argument("--methods", nargs="*", choices=METHODS)
+    parser.add_argument("--methods", nargs="*", choices=(*METHODS, "grid of 21"))
     parser.add_argument("--sizes", nargs="*", default=[], help="N,D,C of small cases, instead of those of the script")
     for name, default in (("train", 437_513), ("val", 24_426), ("test", 24_426), ("dimensions", 2_048)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -285,7 +287,7 @@ def main() -> None:
         return
     if arguments.what == "size":
         with ranks.joined():
-            rows = measure_size(arguments.path)
+            rows = measure_size(arguments.methods[0], arguments.path)
             if ranks.rank() == 0:
                 print(json.dumps(rows))
         return
