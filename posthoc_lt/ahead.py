@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,7 @@ def ahead(batches: Iterable[tuple[Tensor, T]], device: torch.device) -> Iterator
     if device.type != "cuda":
         yield from ((x.to(device), rest) for x, rest in batches)
         return
-    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copies = _copies(device)
     held: tuple[Tensor, T, torch.cuda.Event] | None = None
     for pinned, rest in beside((x if x.is_cuda else x.pin_memory(), rest) for x, rest in batches):
         with torch.cuda.stream(copies):
@@ -31,6 +32,12 @@ def ahead(batches: Iterable[tuple[Tensor, T]], device: torch.device) -> Iterator
         held = x, rest, copied
     if held is not None:
         yield _arrived(*held)
+
+
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """One stream a device, for memory that one has used goes to no other."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _arrived(x: Tensor, rest: T, copied: torch.cuda.Event) -> tuple[Tensor, T]:

@@ -141,12 +141,17 @@ class _Column:
             self.numbers = _mapped(self._file, rows, before.dtype)
         except OSError as error:
             raise PosthocError(
-                f"{rows} numbers to be put aside, which {show(tempfile.gettempdir())} cannot hold ({show(error)})",
+                f"{rows} numbers to be put aside, which {_folder()} cannot hold ({show(error)})",
                 f"{rows * before.itemsize / 1e9:.1f} GB of room for temporary files, and so for a few more columns",
                 "set TMPDIR to a folder on a disk that has it, and type the same command again",
             ) from None
         if copied:
             self.numbers[: len(before)] = before
+
+
+def _folder() -> str:
+    """The folder of temporary files; asking `tempfile` once more could fail as it did before."""
+    return show(tempfile.tempdir or os.environ.get("TMPDIR", "the folder of temporary files"))
 
 
 def _mapped(file: IO[bytes], rows: int, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -135,6 +136,8 @@ def _replacing(out: Path, force: bool, *, folder: bool) -> Iterator[Path]:
         yield inside / out.name
         (inside / out.name).replace(index)
         for shard in inside.iterdir():
+            with shard.open("rb+") as file:
+                os.fsync(file.fileno())  # a disk that fails does so before the old index goes
             shard.replace(stack.enter_context(replacing(out.with_name(shard.name), force)))
         if force:
             out.unlink(missing_ok=True)  # so that an index never names shards of two checkpoints

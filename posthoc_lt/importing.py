@@ -169,13 +169,13 @@ def _narrow(x: Tensor) -> Tensor:
     try:
         with tempfile.TemporaryFile() as file:  # a full disk ends a process that writes through a memory map
             for _, block in Features(x).chunks(x.shape[1]):
-                file.write(block.numpy().data)
+                file.write(block.contiguous().numpy().data)
             file.flush()
             return as_tensor(np.memmap(file, np.float32, "r", shape=tuple(x.shape)), "features")
     except OSError as error:
         raise PosthocError(
             f"float64 features, for which no temporary file can be written ({error.strerror})",
-            f"{x.numel() * 4 / 1e6:,.0f} MB of space in {show(tempfile.gettempdir())}",
+            f"{x.numel() * 4 / 1e6:,.0f} MB of space for temporary files",
             "set TMPDIR to a folder with more, or save the features as float32",
         ) from None
 

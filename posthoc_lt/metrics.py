@@ -69,6 +69,7 @@ def tally(labels: Tensor, predicted: Tensor, classes: int) -> Tally:
 
 def counted(labels: Tensor, predicted: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Every class's right, actual and predicted samples, each (C,), of any number of samples, known to fit."""
+    labels, predicted = labels.cpu(), predicted.cpu()
     right = torch.zeros(classes, dtype=torch.int64)
     for rows in blocks(len(labels)):
         right += torch.bincount(labels[rows][labels[rows] == predicted[rows]], minlength=classes)
@@ -191,7 +192,7 @@ def expected_calibration_error(confidence: Tensor, right: Tensor, bins: int = 15
             "one confidence and one outcome a sample, at least one sample and one bin",
             "give the confidences and outcomes of one split that is not empty",
         )
-    samples = len(confidence)
+    confidence, right, samples = confidence.cpu(), right.cpu(), len(confidence)
     size, more = divmod(samples, bins)
     starts = torch.tensor([k * size + min(k, more) for k in range(1, bins)], dtype=torch.int64)
     starts = starts[starts < samples]

@@ -14,7 +14,8 @@ def full_precision() -> Iterator[None]:
     """Within the block matrices in float32 are multiplied in float32, on every device.
 
     A training script may have allowed TF32 or bfloat16 (`torch.set_float32_matmul_precision`), or stand in
-    `torch.autocast`: ten or seven bits, which must not decide what class is ahead. What it has set comes back.
+    `torch.autocast`: ten or seven bits, which must not decide what class is ahead. What it has set comes back, as
+    settings of the products themselves where they were inherited.
     """
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):

@@ -110,6 +110,7 @@ def mean_interval(
     Raises:
         PosthocError: no class that counts has a sample, or the level is not between 0 and 1.
     """
+    labels, worth = labels.cpu(), worth.cpu()
     size = torch.bincount(labels, minlength=classes)
     total, square = (torch.zeros(classes, dtype=torch.float64) for _ in range(2))
     for rows in blocks(len(labels)):
@@ -200,6 +201,7 @@ def paired(
             "two sets of predictions on the same samples",
             "evaluate both heads on the same split",
         )
+    labels, a, b = labels.cpu(), a.cpu(), b.cpu()
     size = torch.bincount(labels, minlength=classes)
     shares = class_shares(size, weight)
     net, square = (torch.zeros(classes, dtype=torch.float64) for _ in range(2))

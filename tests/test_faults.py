@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from commands import out_of, refusal_of
+from safetensors.torch import save_file
 from small_network import Small, small, write_images
 from torch import Tensor, nn
 
@@ -141,6 +142,25 @@ def test_a_checkpoint_that_changes_while_it_is_read_is_refused(
     monkeypatch.setattr(module, "_sha256", meanwhile)
     with pytest.raises(PosthocError, match=r"model\.pt, which changed while it was read"):
         read("model.pt")
+
+
+def test_a_shard_that_changes_while_another_is_loaded_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"m-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    for name, part in zip(names, ("fc.weight", "fc.bias"), strict=True):
+        save_file({part: torch.ones(2, 2)}, name)
+    index = {"weight_map": dict(zip(("fc.weight", "fc.bias"), names, strict=True))}
+    Path("m.safetensors.index.json").write_text(json.dumps(index))
+    module = sys.modules["posthoc_lt.checkpoint.read"]
+    known = module.kind_of(Path("m.safetensors.index.json"), False)
+
+    def load(path: Path) -> Any:
+        loaded = known.load(path)
+        save_file({"fc.weight": torch.zeros(2, 2)}, names[0])
+        return loaded
+
+    monkeypatch.setattr(module, "kind_of", lambda *_: known._replace(load=load))
+    with pytest.raises(PosthocError, match=r"m-00001-of-00002\.safetensors, which changed while it was read"):
+        read("m.safetensors.index.json")
 
 
 # Several at once

@@ -125,6 +125,16 @@ def test_widths_are_kept_but_float64_becomes_float32(dtype: torch.dtype, folder:
     assert torch.equal(val.x, x.to(val.x.dtype))
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_float64_becomes_float32_whatever_its_order_and_length(order: Any, folder: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(70_000, 64))  # more than one block
+    np.save("x.npy", np.asarray(x, order=order))
+    assert np.load("x.npy", mmap_mode="r").flags.f_contiguous == (order == "F")
+    val = import_features(val="x.npy", head="head.npz").val
+    assert val is not None
+    assert torch.equal(val.x, torch.from_numpy(x.astype(np.float32)))
+
+
 def test_large_arrays_stay_on_disk(folder: Path) -> None:
     """Changing the file's bytes changes the features: nothing was copied."""
     x = np.ones((90_000, 64), dtype=np.float32)

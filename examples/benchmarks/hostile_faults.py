@@ -187,6 +187,7 @@ def _killed(words: str, number: int) -> int:
     """Run a command in a process of its own that is killed before its write of a number; the status, -9 if it was."""
     child = os.fork()
     if not child:
+        status = 70
         try:
             with Count(number, _kill).watching():
                 status, _ = silently(words)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -106,7 +108,7 @@ def read(path: Path | str, weights: str | None = None, *, allow_pickle: bool = F
     posthoc_lt.errors.PosthocError: checkpoint nowhere.pt, which does not exist. Wanted: ...
     """
     path = Path(path)
-    stamp = _stamp(path)
+    stamps = _stamps(path)
     known = kind_of(path, allow_pickle)
     if known.pickles and not allow_pickle:
         raise PosthocError(
@@ -116,7 +118,7 @@ def read(path: Path | str, weights: str | None = None, *, allow_pickle: bool = F
         )
     _refuse_one_shard(path)
     content, header, files = known.load(path)
-    sha256 = _sha256_of({**{file: _stamp(file) for file in files}, path: stamp}, files)
+    sha256 = _sha256_of({file: stamps.get(file, _stamp(file)) for file in (path, *files)}, files)
     found = weight_sets(content) if known.network is None else [own_weights(content)]
     if not found:
         keys = f" but {listed(content)}" if isinstance(content, Mapping) else f", only one {type(content).__name__}"
@@ -131,6 +133,14 @@ def read(path: Path | str, weights: str | None = None, *, allow_pickle: bool = F
     _require_held(path, files, state)
     others = tuple(each.key for each in found if each is not chosen)
     return Checkpoint(path, sha256, known.name, content, chosen, others, state, _metadata(content, found, header))
+
+
+def _stamps(path: Path) -> dict[Path, tuple[int, ...] | None]:
+    """Of a file and those beside it, or those in a folder, which may be read with it."""
+    with suppress(OSError, ValueError):
+        beside = islice((path if path.is_dir() else path.parent).iterdir(), 10_000)
+        return {each: _stamp(each) for each in (path, *beside)}
+    return {path: _stamp(path)}
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

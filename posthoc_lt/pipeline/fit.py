@@ -270,7 +270,7 @@ def fit(
         raise PosthocError(f"{method.knob} = {knob}", "a finite number", f"give --{method.knob} 1.0, or leave it out")
     with full_precision():
         family = method.fit(features.head, features.training)
-    choice = _choice(method, family, features, knob, selection)
+        choice = _choice(method, family, features, knob, selection)  # which solves what was only drafted
     fitted = Fitted(
         method,
         family,

@@ -65,7 +65,7 @@ def _intersect(labels: Tensor, start: Tensor, slope: Tensor, room: Tensor) -> tu
     root = start.sub_(own).div_(gap).scatter_(1, labels, -torch.inf)
     low = torch.where(falls, -never, root, out=masked).amax(dim=1)
     high = torch.where(falls, root, never, out=masked).amin(dim=1)
-    out = own[:, 0].isneginf()  # of the running, as other classes may be
+    out = ~own[:, 0].isfinite()  # of the running: −∞, as other classes may be, or no number at all
     low[out], high[out] = torch.inf, -torch.inf
     equal = low.isnan()
     if equal.any():
