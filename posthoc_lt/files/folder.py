@@ -7,6 +7,7 @@ import filecmp
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,12 +54,12 @@ def _publish(temporary: Path, path: Path, force: bool) -> None:
     if _is_same(temporary, path):
         return
     try:
-        if not os.path.lexists(path):
-            temporary.rename(path)
-        elif force and path.is_dir():
+        if force and _may_go(path):
             _replace(temporary, path)
-        else:
+        elif os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        else:
+            temporary.rename(path)
     except OSError as error:
         if error.errno not in _TAKEN:
             raise
@@ -68,6 +69,14 @@ def _publish(temporary: Path, path: Path, force: bool) -> None:
                 "a new name, or leave to overwrite a folder",
                 "give --force to overwrite it, or --out with another name",
             ) from None
+
+
+def _may_go(path: Path) -> bool:
+    """Whether a folder, or nothing, is there: asked once, for another process may be moving one away and back."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def _replace(temporary: Path, path: Path) -> None:
@@ -83,18 +92,27 @@ def _replace(temporary: Path, path: Path) -> None:
                 with suppress(OSError):
                     old.rename(path)
                 raise
-            shutil.rmtree(old, ignore_errors=True)  # another process has put its own there, which goes in turn
+            _remove(old)  # another process has put its own there, which goes in turn
         else:
             break
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(old: Path) -> None:
+    if old.is_symlink():  # to the folder, which stays
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_same(temporary: Path, path: Path) -> bool:
-    if not path.is_dir() or _files(path) != _files(temporary):
+    names = _files(temporary)
+    try:
+        alike = path.is_dir() and _files(path) == names
+    except FileNotFoundError:  # another process moves it away at this moment
         return False
-    names = [str(name) for name in _files(path)]
-    return filecmp.cmpfiles(path, temporary, names, shallow=False)[0] == names
+    return alike and filecmp.cmpfiles(path, temporary, names, shallow=False)[0] == names
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+def _files(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
