@@ -173,28 +173,31 @@ class _Logistic:
 
     def unfold(self, point: Tensor, certificate: Certificate) -> Certified:
         """The head of a point."""
-        return Certified(*self._head(point, point.dtype), certificate)
+        return Certified(point[:, :-1] / self.spread, self._bias(point).to(point.dtype), certificate)
 
     def evaluate(self, point: Tensor) -> tuple[float, Tensor]:
         # Of a tensor of (C, D) there are here as few at a time as can be: on large data each is dear.
         penalty = self.l2 / 2 * _square(point[:, :-1] - self.centre)
-        weight, bias = self._head(point, self.blocks.dtype)
-        slope = self.mean.new_zeros(weight.shape)
+        weight, bias = point[:, :-1], self._bias(point).to(point.dtype)
+        parts = list(slices(*weight.shape))
+        slopes = [self.mean.new_zeros(weight[rows].shape) for rows in parts]
         total = self.mean.new_zeros(len(weight) + 1)  # the loss, and the residuals of each class
         for block in self.blocks:
-            loss, residual = cross_entropy(torch.addmm(bias, block.x, weight.T), block)
-            for rows in slices(*slope.shape):
-                slope[rows] += residual[:, rows].T @ block.x
+            logits = torch.addmm(bias, block.x, weight.T, alpha=1 / self.spread)
+            loss, residual = cross_entropy(logits, block)
+            for rows, slope in zip(parts, slopes, strict=True):
+                slope += residual[:, rows].T @ block.x
             total += torch.cat([loss[None], residual.sum(dim=0, dtype=total.dtype)])
-        del weight
-        slope, total = ranks.total(slope), ranks.total(total)
-        slope.addr_(total[1:], self.mean, alpha=-1).div_(self.spread)
-        if self.radius < inf:  # a common weight has no slope but rounding's, which would be followed
-            slope -= slope.mean(dim=0)
+        total = ranks.total(total)
+        for k, rows in enumerate(parts):
+            slopes[k] = ranks.total(slopes[k]).addr_(total[1:][rows], self.mean, alpha=-1).div_(self.spread)
+        # A bound leaves the common weight free: it has no slope but rounding's, which would be followed.
+        common = torch.stack([slope.sum(dim=0) for slope in slopes]).sum(dim=0) / len(weight) * (self.radius < inf)
         gradient = torch.empty_like(point)
-        gradient[:, :-1], gradient[:, -1] = slope, total[1:]
-        del slope
-        gradient[:, :-1].add_(point[:, :-1], alpha=self.l2).sub_(self.centre, alpha=self.l2)
+        for rows in parts:
+            gradient[rows, :-1] = slopes.pop(0) - common
+        gradient[:, -1] = total[1:]
+        gradient[:, :-1].add_(weight, alpha=self.l2).sub_(self.centre, alpha=self.l2)
         return total[0].item() + penalty, gradient
 
     def precondition(self, point: Tensor) -> Precondition:
@@ -203,17 +206,15 @@ class _Logistic:
     def likeness(self, point: Tensor) -> Likeness:
         return likeness(self._probabilities(point), point)
 
-    def _head(self, point: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The weights and bias for features as they are."""
-        weight = point[:, :-1] / self.spread
-        return weight.to(dtype), (point[:, -1].double() - _shift(weight, self.mean)).to(dtype)
+    def _bias(self, point: Tensor) -> Tensor:
+        """That for features as they are, in float64."""
+        return point[:, -1].double() - _shift(point[:, :-1], self.mean) / self.spread
 
     def _probabilities(self, point: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        dtype = self.curving.dtype
-        weight, bias = self._head(point, dtype)
+        point = point.to(self.curving.dtype)
         for x, _, w in self.curving:
-            p = torch.softmax(torch.addmm(bias, x, weight.T), dim=1)
-            yield (x - self.mean.to(dtype)) / self.spread, w, p
+            z = (x - self.mean.to(x.dtype)) / self.spread
+            yield z, w, torch.softmax(torch.addmm(point[:, -1], z, point[:, :-1].T), dim=1)
 
 
 def _shift(weight: Tensor, mean: Tensor) -> Tensor:
