@@ -209,7 +209,9 @@ class Offsets:
         )
 
 
-Family: TypeAlias = Point | Line | Power | KeptBias | Path | Sheet | Offsets
+Continuous: TypeAlias = Line | Power | KeptBias
+"""One knob, of any value within bounds."""
+Family: TypeAlias = Point | Continuous | Path | Sheet | Offsets
 
 
 def _number(knob: float | None) -> float:

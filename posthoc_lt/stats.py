@@ -204,16 +204,7 @@ def paired(
     labels, a, b = labels.cpu(), a.cpu(), b.cpu()
     size = torch.bincount(labels, minlength=classes)
     shares = class_shares(size, weight)
-    net, square = (torch.zeros(classes, dtype=torch.float64) for _ in range(2))
-    largest, steps = 0.0, net.new_empty(0)
-    for rows in blocks(len(labels)):
-        difference = b[rows].double() - a[rows].double()
-        differ = (difference != 0) & (shares[labels[rows]] > 0)
-        own, difference = labels[rows][differ], difference[differ]
-        net += torch.bincount(own, difference, classes)
-        square += torch.bincount(own, difference.square(), classes)
-        largest = max(largest, float(difference.abs().max()) if len(own) else 0.0)
-        steps = torch.cat([steps, (shares / size)[own] * difference])[: _EXACT + 1]
+    net, square, largest, steps = _disagreements(labels, a, b, shares / size)
     unit, members = largest or 1.0, shares > 0
     size, v, net, square = size[members].double(), shares[members], net[members], square[members] / unit**2
     delta, samples = float((v * net / size).sum()) / unit, _effective_samples(square, size, v)
@@ -226,6 +217,25 @@ def paired(
     if p >= 1 - level:
         low, high = min(low, 0.0), max(high, 0.0)
     return Paired(unit * delta, unit * low, unit * high, p)
+
+
+def _disagreements(labels: Tensor, a: Tensor, b: Tensor, worth: Tensor) -> tuple[Tensor, Tensor, float, Tensor]:
+    """Each class's Σd and Σd² (C,) of the d = b − a of its samples, the largest |d|, and the first few d's part in δ.
+
+    Args:
+        worth: (C,) what a sample of each class is worth in the figure; those of none are passed over.
+    """
+    net, square = torch.zeros_like(worth), torch.zeros_like(worth)
+    largest, steps = 0.0, worth.new_empty(0)
+    for rows in blocks(len(labels)):
+        difference = b[rows].double() - a[rows].double()
+        differ = (difference != 0) & (worth[labels[rows]] > 0)
+        own, difference = labels[rows][differ], difference[differ]
+        net += torch.bincount(own, difference, len(worth))
+        square += torch.bincount(own, difference.square(), len(worth))
+        largest = max(largest, float(difference.abs().max()) if len(own) else 0.0)
+        steps = torch.cat([steps, worth[own] * difference])[: _EXACT + 1]
+    return net, square, largest, steps
 
 
 def _effective_samples(disagree: Tensor, size: Tensor, v: Tensor) -> float:

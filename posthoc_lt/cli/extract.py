@@ -14,10 +14,14 @@ from posthoc_lt.cli import options, output
 from posthoc_lt.cli.splits import split_rows
 from posthoc_lt.data import DataSpec
 from posthoc_lt.errors import PosthocError, listed, show
-from posthoc_lt.extraction import extract_to, is_current, open_source
+from posthoc_lt.extraction import Source, extract_to, is_current, open_source
 from posthoc_lt.features import FeatureSet
 from posthoc_lt.files import FEATURES, discard, find, load_features
 from posthoc_lt.report import render
+
+_ASSUMED = (
+    "Preprocessing was assumed, see the transform: give --mean, --std and --input-size where training used others."
+)
 
 
 def extract(
@@ -69,12 +73,7 @@ def extract(
     for note in filter(None, (source.checkpoint.note, source.architecture.note)):
         output.note(note, quiet)
     if features is not None:
-        if not is_current(features, source, precision):
-            raise PosthocError(
-                f"{show(out)}, which holds the features of another checkpoint, transform or set of images",
-                "a new file name, or leave to overwrite",
-                "give --force to overwrite it, or --out with another name",
-            )
+        _require_current(features, source, precision, out)
         discard(out)  # left by a run that was killed when all was done
         output.note(f"{out} is up to date: the same checkpoint, transform and data.", quiet)
     else:
@@ -96,12 +95,17 @@ def extract(
         output.note(f"Wrote {out}: {many} in {time.perf_counter() - start:.1f} s", quiet)
     _note_findings(features, quiet)
     if arch is not None and not arch.startswith(("timm:", "torchvision:")) and mean is None and std is None:
-        output.note(
-            "Preprocessing was assumed, see the transform: give --mean, --std and --input-size where training "
-            "used others.",
-            quiet,
-        )
+        output.note(_ASSUMED, quiet)
     _print(features, ckpt, out, form)
+
+
+def _require_current(features: FeatureSet, source: Source, precision: str, out: Path) -> None:
+    if not is_current(features, source, precision):
+        raise PosthocError(
+            f"{show(out)}, which holds the features of another checkpoint, transform or set of images",
+            "a new file name, or leave to overwrite",
+            "give --force to overwrite it, or --out with another name",
+        )
 
 
 def _note_findings(features: FeatureSet, quiet: bool) -> None:

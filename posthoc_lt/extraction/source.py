@@ -130,13 +130,7 @@ def open_source(
     _require_one_head(checkpoint, architecture, l2)
     require_views(views, every)
     preprocessing = transform(architecture)
-    if every.kind != preprocessing.kind:
-        wanted = preprocessing.kind
-        raise PosthocError(
-            f"{show(every.place)}, which holds {every.kind}, for {architecture.name}, which takes {wanted}",
-            wanted,
-            f"give --data with {'a column path' if wanted == 'images' else 'columns text, label and split'}",
-        )
+    _require_kind(preprocessing.kind, every, architecture)
     images = limited(every, limit)
     provenance = {
         "source": every.kind,
@@ -155,6 +149,15 @@ def open_source(
     }
     train_counts = every.train_counts(counts, limit)
     return Source(checkpoint, architecture, preprocessing, images, provenance, train_counts, skip, l2, views, spec.seed)
+
+
+def _require_kind(wanted: str, data: Data, architecture: Architecture) -> None:
+    if data.kind != wanted:
+        raise PosthocError(
+            f"{show(data.place)}, which holds {data.kind}, for {architecture.name}, which takes {wanted}",
+            wanted,
+            f"give --data with {'a column path' if wanted == 'images' else 'columns text, label and split'}",
+        )
 
 
 def split_of(name: str) -> str:

@@ -82,20 +82,7 @@ def extract_to(
         forward = Forward(run, place, precision=resolve_precision(precision, place), inference=True)
         said = {"head_name": located.name, "precision": forward.precision, **({"compiled": "yes"} if compiled else {})}
         with working(path, _identity(source, said, batch_size)) as parts:
-            done = {name: parts.done(name) for name in readers}
-            left = {name: own_runs(len(images), done[name], batch_size) for name, images in readers.items()}
-            ranks.wait()  # none adds a part before all have seen the same
-            _note_done(readers, done, note)
-            with ranks.alone():
-                for name, images in readers.items():
-                    with bar(name, sum(map(len, left[name])), "images", wanted=progress) as shown:
-                        for each in left[name]:
-                            batches = Batches(images, batch_size, workers, each)
-                            done[name] += run_pass(name, batches, forward, parts, shown.update)
-            ranks.wait()
-            if ranks.world() > 1:
-                done = {name: parts.done(name) for name in readers}
-            done = {name: sorted(each, key=lambda part: part.start) for name, each in done.items()}
+            done = _run_passes(readers, forward, parts, batch_size, workers, progress, note)
             pieces = _pieces(done)
             head = located.head if source.l2 is None else _fitted(pieces, parts, source.l2)
             features = None
@@ -106,6 +93,32 @@ def extract_to(
                 parts.remove()
             ranks.wait()
     return load_features(path) if features is None else features
+
+
+def _run_passes(
+    readers: Mapping[str, Reader],
+    forward: Forward,
+    parts: Parts,
+    batch_size: int,
+    workers: int | None,
+    progress: bool,
+    note: Callable[[str], object],
+) -> dict[str, list[Part]]:
+    """Run the network over all that no part holds yet; then every part, in order."""
+    done = {name: parts.done(name) for name in readers}
+    left = {name: own_runs(len(images), done[name], batch_size) for name, images in readers.items()}
+    ranks.wait()  # none adds a part before all have seen the same
+    _note_done(readers, done, note)
+    with ranks.alone():
+        for name, images in readers.items():
+            with bar(name, sum(map(len, left[name])), "images", wanted=progress) as shown:
+                for each in left[name]:
+                    batches = Batches(images, batch_size, workers, each)
+                    done[name] += run_pass(name, batches, forward, parts, shown.update)
+    ranks.wait()
+    if ranks.world() > 1:
+        done = {name: parts.done(name) for name in readers}
+    return {name: sorted(each, key=lambda part: part.start) for name, each in done.items()}
 
 
 def _identity(source: Source, said: Mapping[str, str], batch_size: int) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.evaluation import Evaluation
-from posthoc_lt.family import KeptBias, Line, Power
+from posthoc_lt.family import Continuous
 from posthoc_lt.report.plots import (
     frontiers,
     plot_classes,
@@ -76,7 +76,7 @@ def _pareto(result: Result, axes: Axes | None) -> Axes:
     curves = {
         each.label: pareto(each.family, val, goal.groups, each.family.bounds)
         for each in result.fitted
-        if isinstance(each.family, Line | Power | KeptBias)
+        if isinstance(each.family, Continuous)
     }
     return plot_pareto(frontiers(curves, judged), axes, chosen=result.chosen.label)
 

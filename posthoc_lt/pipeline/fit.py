@@ -10,7 +10,7 @@ from torch import Tensor
 
 from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.evaluation import Evaluation, evaluate
-from posthoc_lt.family import Certificate, Family, KeptBias, Line, Path, Power
+from posthoc_lt.family import Certificate, Continuous, Family, Path
 from posthoc_lt.features import Features, FeatureSet
 from posthoc_lt.head import Head
 from posthoc_lt.methods import METHODS
@@ -300,7 +300,7 @@ def _choice(method: Method, family: Family, features: FeatureSet, knob: float | 
         return choose(family, val, selection.goal_of(method, features))
     # A tau of 1 is the papers'; without any validation samples no other knob has such a value.
     blind = method.knob == "tau" or (method.knob == "gamma" and val is not None and len(val) > 0)
-    if blind and isinstance(family, Line | Power | KeptBias) and not selection.subject_to:
+    if blind and isinstance(family, Continuous) and not selection.subject_to:
         return _choose_without_labels(family, val, method.target(features.training))
     raise PosthocError(
         "features without a labelled validation split",
@@ -310,7 +310,7 @@ def _choice(method: Method, family: Family, features: FeatureSet, knob: float | 
     )
 
 
-def _choose_without_labels(family: Line | Power | KeptBias, val: Features | None, target: Tensor | None) -> Choice:
+def _choose_without_labels(family: Continuous, val: Features | None, target: Tensor | None) -> Choice:
     """From unlabelled validation samples the knob that spreads predictions as the target says, evenly by default.
 
     From none, 1, as in the papers.

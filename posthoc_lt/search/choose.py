@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.errors import PosthocError
-from posthoc_lt.family import Family, Line, Offsets, Path, Point, Sheet
+from posthoc_lt.family import Continuous, Family, Line, Offsets, Path, Point, Sheet
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.search.curve import TIE, Curve, rounded
@@ -95,7 +95,10 @@ def choose(
         return _choose_point(family, val, goal, strict)
     if isinstance(family, Path):
         return _choose_on_path(family, val, goal, strict)
-    bounds = bounds or family.bounds
+    return _choose_on_line(family, val, goal, bounds or family.bounds, strict)
+
+
+def _choose_on_line(family: Continuous, val: Features, goal: Goal, bounds: tuple[float, float], strict: bool) -> Choice:
     evidence = gather(family, val, goal, bounds)
     judged = evidence.judge(goal)
     curve, inside = judged.curve, _inside(judged.slack, goal, strict)
@@ -110,19 +113,24 @@ def choose(
         supported = inside
         if goal.rule == "guarded":
             supported = inside & (curve.values >= best - GUARD * error - TIE)
-        fitted = fit_knob(family, val, goal.weights(val.labels), bounds).knob
-        if not math.isfinite(fitted):
-            raise PosthocError(
-                "validation features with NaN or infinite values (or so large that the logits overflow)",
-                "finite features",
-                "extract them again, and check the images and the checkpoint",
-            )
-        # Further digits are the optimiser's, and change with the number of threads that the logits are computed on.
-        likely = float(rounded(torch.tensor(fitted, dtype=torch.float64)))
+        likely = _likeliest(family, val, goal, bounds)
         knob = curve.nearest(likely, supported)
         decided_by = "likelihood" if supported[curve.cell(likely)] else "guard"
     interval = curve.hull(inside & (curve.values >= best - _LEVEL * error - TIE))
     return Choice(knob, family.at(knob), decided_by, curve.plateau(knob), interval, (best, (low, high)), curve)
+
+
+def _likeliest(family: Continuous, val: Features, goal: Goal, bounds: tuple[float, float]) -> float:
+    """The likelihood's knob."""
+    fitted = fit_knob(family, val, goal.weights(val.labels), bounds).knob
+    if not math.isfinite(fitted):
+        raise PosthocError(
+            "validation features with NaN or infinite values (or so large that the logits overflow)",
+            "finite features",
+            "extract them again, and check the images and the checkpoint",
+        )
+    # Further digits are the optimiser's, and change with the number of threads that the logits are computed on.
+    return float(rounded(torch.tensor(fitted, dtype=torch.float64)))
 
 
 def _vote(evidence: Evidence, goal: Goal) -> float:

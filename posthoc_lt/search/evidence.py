@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from posthoc_lt.columns import blocks, computed, picked
-from posthoc_lt.family import KeptBias, Line, Power
+from posthoc_lt.family import Continuous, KeptBias
 from posthoc_lt.features import Features
 from posthoc_lt.search.curve import Curve, step_curve
 from posthoc_lt.search.envelope import Walk, walk
@@ -80,7 +80,7 @@ class Evidence:
         return Judgement(curve, error, torch.zeros_like(curve.values))
 
 
-def gather(family: Line | Power | KeptBias, val: Features, goal: Goal, bounds: tuple[float, float]) -> Evidence:
+def gather(family: Continuous, val: Features, goal: Goal, bounds: tuple[float, float]) -> Evidence:
     """One pass over the features gathers what the goal takes.
 
     Intervals where the metric is a sum over samples, which cost less; else, and under constraints, the full walk.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from posthoc_lt import ranks
 from posthoc_lt.columns import blocks, computed
-from posthoc_lt.family import KeptBias, Line, Power
+from posthoc_lt.family import Continuous, KeptBias, Line
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 
@@ -45,7 +45,7 @@ class MapFit:
 
 
 def fit_knob(
-    family: Line | Power | KeptBias, features: Features, weights: Tensor, bounds: tuple[float, float] | None = None
+    family: Continuous, features: Features, weights: Tensor, bounds: tuple[float, float] | None = None
 ) -> MapFit:
     """τ and scale a that minimise n_eff·Σ wᵢ NLL(a·s(xᵢ; τ), yᵢ) − log priors, with Σ wᵢ = 1.
 
@@ -96,7 +96,7 @@ def effective_size(weights: Tensor) -> Tensor:
     return weights.sum() ** 2 / squares
 
 
-def class_scores(family: Line | Power | KeptBias) -> tuple[Scores, Head]:
+def class_scores(family: Continuous) -> tuple[Scores, Head]:
     """The logits of a family as a function of its knob, and the head that it starts from.
 
     A `Power` has its scales centred: its logits are then those of its heads up to a common factor, which

@@ -7,14 +7,12 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from posthoc_lt import ranks
-from posthoc_lt.family import KeptBias, Line, Power
+from posthoc_lt.family import Continuous
 from posthoc_lt.features import Features
 from posthoc_lt.search.likelihood import class_scores
 
 
-def match_prior(
-    family: Line | Power | KeptBias, features: Features, target: Tensor, bounds: tuple[float, float]
-) -> float:
+def match_prior(family: Continuous, features: Features, target: Tensor, bounds: tuple[float, float]) -> float:
     """The t that minimises KL(target ‖ mean softmax of the logits at t) over unlabelled features.
 
     A head that still favours the frequent classes spreads its probability over them; where the features
