@@ -22,6 +22,9 @@ from posthoc_lt.errors import PosthocError, show
 IN_MEMORY = 1 << 22
 """The most rows of a column in memory (32 MB of float64); longer ones are in temporary files."""
 
+TAKEN = 1 << 26
+"""The most elements of rows taken from a matrix that are held in memory (128 MB in half precision)."""
+
 BLOCK = 1 << 20
 """The most rows that are worked on at once: some 300 MB where they are sorted."""
 
@@ -66,6 +69,28 @@ def picked(kept: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
     for rows in blocks(len(kept)):
         made.append(*(column[rows][kept[rows]] for column in columns))
     return made.whole()
+
+
+def placed(kept: Tensor, values: Tensor) -> Tensor:
+    """A column with the values where a mask (N,) keeps a row, and zeros elsewhere.
+
+    >>> placed(torch.tensor([False, True, True]), torch.tensor([5, 6]))
+    tensor([0, 5, 6])
+    """
+    made, start = empty(len(kept), values.dtype), 0
+    for rows in blocks(len(kept)):
+        stop = start + int(kept[rows].sum())
+        made[rows] = values.new_zeros(len(kept[rows])).masked_scatter_(kept[rows], values[start:stop])
+        start = stop
+    return made
+
+
+def taken(matrix: Tensor, index: Tensor) -> Tensor:
+    """The rows of a matrix (N, D) at an index (n,), in its order; many of them (`TAKEN`) in a temporary file."""
+    if matrix.device.type != "cpu" or len(index) * matrix.shape[1] <= TAKEN:
+        return matrix[index]
+    rows = empty(len(index) * matrix.shape[1], matrix.dtype).view(len(index), -1)
+    return torch.index_select(matrix, 0, index, out=rows)
 
 
 def gathered(column: Tensor) -> Tensor:
@@ -155,8 +180,8 @@ def _folder() -> str:
 
 
 def _mapped(file: IO[bytes], rows: int, dtype: torch.dtype) -> Tensor:
-    kind = torch.empty(0, dtype=dtype).numpy().dtype
+    size = rows * dtype.itemsize
     # A mapped page for which the disk has no room kills the process when it is first written.
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, rows * kind.itemsize)
-    return torch.from_numpy(np.memmap(file, kind, "r+", shape=(rows,)))
+        os.posix_fallocate(file.fileno(), 0, size)
+    return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(size,))).view(dtype)  # numpy knows no bfloat16

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from posthoc_lt import ranks
 from posthoc_lt.ahead import ahead
+from posthoc_lt.columns import taken
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.head import Head, as_tensor
 from posthoc_lt.identical import identical_rows
@@ -126,8 +127,8 @@ class Features:
         return replace(self, device=device)
 
     def subset(self, index: Tensor) -> Features:
-        """The rows of `index`, in its order, held in memory."""
-        return Features(self.x[index], None if self.y is None else self.y[index], self.device)
+        """The rows of `index`, in its order; many of them in a temporary file."""
+        return Features(taken(self.x, index), None if self.y is None else self.y[index], self.device)
 
     def chunks(self, width: int, dtype: torch.dtype = torch.float32) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive row blocks ``(rows, x[rows])`` on `device`, small enough for a (rows, width) matrix.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from posthoc_lt import columns
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.evaluation import Evaluation, difference, evaluate
 from posthoc_lt.family import KeptBias, Line, Power
+from posthoc_lt.family import Path as FinitePath
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
 from posthoc_lt.metrics import expected_calibration_error
-from posthoc_lt.search import FIGURES, Constraint, Goal, choose, stratified_folds
+from posthoc_lt.search import FIGURES, Constraint, Goal, choose, cross_fit, stratified_folds
 from posthoc_lt.search.envelope import Walk, walk
 from posthoc_lt.search.evidence import gather
 from posthoc_lt.search.trace import predicted_at, spread, trace
@@ -71,11 +73,35 @@ def test_columns_are_what_was_put_into_them(small: None) -> None:
     assert len(columns.computed(0, lambda rows: torch.zeros(rows.stop, dtype=torch.bool))) == 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux")
-def test_long_columns_are_not_anonymous_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def anonymous() -> int:
-        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) >> 10
+@everywhere
+def test_what_was_picked_is_placed_where_it_was(small: None) -> None:
+    rng = np.random.default_rng(1)
+    whole, kept = rng.normal(size=200), rng.random(200) < 0.4
+    made = columns.placed(torch.from_numpy(kept), torch.from_numpy(whole[kept]))
+    assert np.array_equal(made, np.where(kept, whole, 0.0))
 
+
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_rows_taken_are_the_same_in_a_file(small: None, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(columns, "TAKEN", columns.IN_MEMORY)
+    x, index = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).to(dtype), torch.tensor([49, 0, 7, 7])
+    part = Features(x, torch.arange(50)).subset(index)
+    assert part.x.tolist() == [x[i].tolist() for i in index.tolist()]
+    assert part.labels.tolist() == index.tolist()
+    assert Features(x, None).subset(index[:0]).x.shape == (0, 3)
+
+
+def anonymous() -> int:
+    """This process's memory without mapped files, in MB."""
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) >> 10
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux")
+
+
+@linux
+def test_long_columns_are_not_anonymous_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "BLOCK", 1 << 16)
     monkeypatch.setattr(columns, "IN_MEMORY", 1 << 16)
     before, made = anonymous(), columns.Columns(torch.int64, torch.bool)
@@ -85,6 +111,54 @@ def test_long_columns_are_not_anonymous_memory(monkeypatch: pytest.MonkeyPatch) 
     (again,) = columns.picked(mask, numbers)
     assert int(again[-1]) == (1 << 23) - 1
     assert anonymous() - before < 32  # MB, of the 64 that one column takes
+
+
+@linux
+@pytest.mark.parametrize("rule", ["guarded", "cross-fit"])
+def test_choosing_on_a_path_holds_no_column(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    for name in ("BLOCK", "IN_MEMORY", "TAKEN"):
+        monkeypatch.setattr(columns, name, 1 << 14)
+    monkeypatch.setattr("posthoc_lt.features.CHUNK_ELEMENTS", 1 << 16)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(1 << 18) % 4
+    x = torch.randn(len(y), 4, generator=generator) + torch.eye(4)[y]
+    path = FinitePath(tuple(range(3)), [Head(torch.eye(4) * scale, torch.zeros(4)) for scale in (0.5, 1.0, 2.0)])
+    before, done, highest = anonymous(), threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            highest[0] = max(highest[0], anonymous())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        choose(path, Features(x, y), Goal(rule=rule))
+    finally:
+        done.set()
+        thread.join()
+    assert highest[0] - before < 40  # MB, of the 120 that the losses of the three take
+
+
+@mostly
+@pytest.mark.parametrize("rule", ["guarded", "nll", "metric", "cross-fit"])
+def test_choices_on_a_path_are_those_of_columns_in_memory(
+    small: None, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    """And so what they are worth; other tests compare with brute force."""
+    val, (line, power, _) = problem(2)
+    heads = [line.at(knob) for knob in (0.0, 0.4, 0.9, 2.0)]
+    path = FinitePath((0.0, 0.4, 0.9, 2.0), heads)
+    floor = (Constraint("few", 0.1),)
+    goals = [Goal("worst-class", rule), Goal("balanced-accuracy", rule), Goal("macro-f1", rule, floor, GROUPS)]
+    for goal in goals[: 1 if rule == "cross-fit" else 3]:  # which chooses a hundred times
+        for family in (path, power):
+            found, judged = choose(family, val, goal), cross_fit(family, val, goal)
+            with monkeypatch.context() as whole:
+                for name in ("BLOCK", "IN_MEMORY"):
+                    whole.setattr(columns, name, 1 << 20)
+                wanted, again = choose(family, val, goal), cross_fit(family, val, goal)
+            assert (found.knob, found.decided_by) == (wanted.knob, wanted.decided_by)
+            assert torch.equal(judged, again)
 
 
 def test_a_disk_that_is_full_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
+from posthoc_lt.columns import picked
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.family import Continuous, Family, Line, Offsets, Path, Point, Sheet
 from posthoc_lt.features import Features
@@ -147,7 +148,7 @@ def _vote(evidence: Evidence, goal: Goal) -> float:
 def _choose_point(point: Point, val: Features, goal: Goal, strict: bool) -> Choice:
     if goal.subject_to:
         predicted = predict(point.head, val)
-        _inside(_slack(predicted[None], val.labels, point.head.classes, goal), goal, strict)
+        _inside(_slack([predicted], val.labels, point.head.classes, goal), goal, strict)
     return Choice(None, point.head, "none")
 
 
@@ -196,9 +197,10 @@ def _pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple
         return pick(profile, labels, goal, inside)
 
     def best(kept: Tensor) -> float:
-        own, part = replace(goal.on(labels[kept]), rule="metric"), profile.subset(kept)
-        within = _inside(_slack(part.predicted, labels[kept], part.classes, own), own, strict=False)
-        return pick(part, labels[kept], own, within)[0]
+        (own,), part = picked(kept, labels), profile.subset(kept)
+        aim = replace(goal.on(own), rule="metric")
+        within = _inside(_slack(part.predicted, own, part.classes, aim), aim, strict=False)
+        return pick(part, own, aim, within)[0]
 
     chosen, able = vote(labels, best, goal.seed), inside.nonzero().flatten()
     top = pick(profile, labels, replace(goal, rule="metric"), inside)[1]
@@ -207,12 +209,12 @@ def _pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple
 
 def misses(goal: Goal, labels: Tensor, predicted: Tensor, classes: int) -> float:
     """By how much predictions (N,) miss the constraints; 0 where they meet them."""
-    short = -float(_slack(predicted[None], labels, classes, goal)[0])
+    short = -float(_slack([predicted], labels, classes, goal)[0])
     return short if short > TIE else 0.0
 
 
-def _slack(predicted: Tensor, labels: Tensor, classes: int, goal: Goal) -> Tensor:
-    """By how much each row of predictions (K, N) clears the constraints; at most 0."""
+def _slack(predicted: Sequence[Tensor], labels: Tensor, classes: int, goal: Goal) -> Tensor:
+    """By how much each of K predictions (N,) clears the constraints; at most 0."""
     slack = torch.zeros(len(predicted), dtype=torch.float64)
     for constraint in goal.subject_to:
         figure = goal.named(constraint.figure)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from posthoc_lt.columns import blocks, empty, picked, placed
 from posthoc_lt.family import Family, Path
 from posthoc_lt.features import Features
 from posthoc_lt.search.choose import choose, choose_index
-from posthoc_lt.search.folds import FOLDS, stratified_folds
+from posthoc_lt.search.folds import FOLDS, members, stratified_folds
 from posthoc_lt.search.goal import Goal
 from posthoc_lt.search.path import predict, profile_path
 
@@ -23,15 +24,21 @@ def cross_fit(family: Family, val: Features, goal: Goal | None = None, *, folds:
     """
     goal = goal or Goal()
     fold = stratified_folds(val.labels, folds, seed)
-    predicted = torch.empty(len(val), dtype=torch.int64)
+    predicted = empty(len(val), torch.int64)
     profile = profile_path(family, val) if isinstance(family, Path) else None
     for index in fold.unique():  # type: ignore[no-untyped-call]
-        held, rest = (fold == index).nonzero().flatten(), (fold != index).nonzero().flatten()
-        rest = rest if len(rest) else held
+        held = members(fold, int(index))
+        rest = held if bool(held.all()) else ~held
+        (labels,) = picked(rest, val.labels)
         if profile is None:
-            head = choose(family, val.subset(rest), goal.on(val.labels[rest]), strict=False).head
-            predicted[held] = predict(head, val.subset(held))
+            head = choose(family, _part(val, rest), goal.on(labels), strict=False).head
+            outcome = placed(held, predict(head, _part(val, held)))
         else:
-            chosen = choose_index(profile.subset(rest), val.labels[rest], goal.on(val.labels[rest]))
-            predicted[held] = profile.predicted[chosen, held]
+            outcome = profile.predicted[choose_index(profile.subset(rest), labels, goal.on(labels))]
+        for rows in blocks(len(val)):
+            predicted[rows] = torch.where(held[rows], outcome[rows], predicted[rows])
     return predicted
+
+
+def _part(val: Features, kept: Tensor) -> Features:
+    return val.subset(kept.nonzero().flatten())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -164,9 +164,9 @@ def value(figure: Figure, labels: Tensor, predicted: Tensor, classes: int, group
 
 
 def paired_error(
-    figure: Figure, labels: Tensor, predicted: Tensor, reference: Tensor, classes: int, groups: Groups = None
+    figure: Figure, labels: Tensor, predicted: Iterable[Tensor], reference: Tensor, classes: int, groups: Groups = None
 ) -> Tensor:
-    """The standard error (K,) of the figure of each row of predictions (K, N) minus that of `reference` (N,).
+    """The standard error (K,) of the figure of each of K predictions (N,) minus that of `reference` (N,).
 
     SE² = Σ (vᵢ − vᵢ*)² over samples, v the `influence` of a sample. The least of the classes answers to one class
     alone, and which one it is may change: its SE is that of the class whose recall moved most surely, an upper bound,
@@ -174,11 +174,21 @@ def paired_error(
     """
     if not figure.least:
         weigh = influence(figure, labels, reference, classes, groups)
-        return (weigh.of(labels, predicted) - weigh.of(labels, reference)).square().sum(dim=1).sqrt()
+
+        def change(row: Tensor, rows: slice) -> float:
+            own = labels[rows]
+            return float((weigh.of(own, row[rows]) - weigh.of(own, reference[rows])).square().sum())
+
+        squares = [sum(change(row, rows) for rows in blocks(len(labels))) for row in predicted]
+        return torch.tensor(squares, dtype=torch.float64).sqrt()
     actual = torch.bincount(labels, minlength=classes)
-    flipped = ((predicted == labels) != (reference == labels)).double()
-    moved = torch.zeros(len(predicted), classes, dtype=torch.float64).index_add_(1, labels, flipped)
-    return (moved.sqrt() / actual)[:, class_weight(figure, actual, groups) > 0].amax(dim=1)
+
+    def moved(row: Tensor, rows: slice) -> Tensor:
+        own = labels[rows]
+        return torch.bincount(own[(row[rows] == own) != (reference[rows] == own)], minlength=classes)
+
+    counts = [sum((moved(row, rows) for rows in blocks(len(labels))), torch.zeros_like(actual)) for row in predicted]
+    return (torch.stack(counts).double().sqrt() / actual)[:, class_weight(figure, actual, groups) > 0].amax(dim=1)
 
 
 def influence(figure: Figure, labels: Tensor, predicted: Tensor, classes: int, groups: Groups = None) -> Influence:

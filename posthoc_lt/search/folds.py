@@ -54,9 +54,10 @@ def vote(labels: Tensor, best: Callable[[Tensor], float], seed: int = 0) -> floa
     votes = []
     for repeat in range(REPEATS):
         fold = stratified_folds(labels, 2, (seed * REPEATS + repeat) % 2**63)
-        votes += [best(_members(fold, half)) for half in range(min(2, len(labels)))]
+        votes += [best(members(fold, half)) for half in range(min(2, len(labels)))]
     return sorted(votes)[(len(votes) - 1) // 2]
 
 
-def _members(fold: Tensor, index: int) -> Tensor:
+def members(fold: Tensor, index: int) -> Tensor:
+    """A mask (N,) of the samples in a fold."""
     return computed(len(fold), lambda rows: fold[rows] == index)

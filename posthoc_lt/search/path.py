@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posthoc_lt import ranks
+from posthoc_lt.columns import Columns, blocks, gathered, picked, placed
 from posthoc_lt.family import Path
 from posthoc_lt.features import Features
 from posthoc_lt.head import Head
@@ -23,41 +23,42 @@ SCALES = 2 ** (torch.arange(-3 * PER_OCTAVE, 3 * PER_OCTAVE + 1, dtype=torch.flo
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What every head of a path makes of every validation sample.
+    """What every one of K heads of a path makes of every validation sample.
 
     Args:
-        predicted: (K, N) classes.
-        losses: (K, A, N) float64, the NLL at each of `SCALES`.
+        predicted: of each head, the N classes (`columns`).
+        losses: of each head, (M, A) float64, the NLL at each of `SCALES`.
         classes: C.
+        kept: (M,) bool, which of the samples that have losses are the N; all by default.
     """
 
-    predicted: Tensor
-    losses: Tensor
+    predicted: list[Tensor]
+    losses: list[Tensor]
     classes: int
+    kept: Tensor | None = None
 
     def replace(self, index: int, head: Head, val: Features) -> None:
         """Put another head in the place of one."""
         self.predicted[index], self.losses[index] = _profile_head(head.to(val.device), val)
 
-    def subset(self, index: Tensor) -> Profile:
-        """The same for some of the samples."""
-        return Profile(self.predicted[:, index], self.losses[:, :, index], self.classes)
+    def subset(self, kept: Tensor) -> Profile:
+        """That of the samples that a mask (N,) keeps."""
+        predicted = [picked(kept, row)[0] for row in self.predicted]
+        return Profile(predicted, self.losses, self.classes, kept if self.kept is None else placed(self.kept, kept))
 
 
 def profile_path(path: Path, val: Features) -> Profile:
     """One pass over the features for each head."""
-    made = [_profile_head(head.to(val.device), val) for head in path.heads]
-    predicted, losses = (torch.stack(parts) for parts in zip(*made, strict=True))
-    return Profile(predicted, losses, path.heads[0].classes)
+    predicted, losses = zip(*(_profile_head(head.to(val.device), val) for head in path.heads), strict=True)
+    return Profile(list(predicted), list(losses), path.heads[0].classes)
 
 
 def predict(head: Head, features: Features) -> Tensor:
     """The predicted classes (N,), in one pass."""
-    head = head.to(features.device)
-    predicted = torch.zeros(len(features), dtype=torch.int64)
-    for rows, x in features.own_chunks(head.classes, head.weight.dtype):
-        predicted[rows] = head(x).argmax(dim=1).cpu()
-    return ranks.total(predicted)
+    head, predicted = head.to(features.device), Columns(torch.int64)
+    for _, x in features.own_chunks(head.classes, head.weight.dtype):
+        predicted.append(head(x).argmax(dim=1))
+    return gathered(*predicted.whole())
 
 
 def pick(profile: Profile, labels: Tensor, goal: Goal, inside: Tensor) -> tuple[int, int, str]:
@@ -93,7 +94,12 @@ def least_losses(profile: Profile, weights: Tensor) -> Tensor:
     """Each head's penalised NLL (K,) at its best scale."""
     effective = effective_size(weights)
     penalty = ((SCALES.log() - LOG_SCALE_PRIOR[0]) / LOG_SCALE_PRIOR[1]).square() / 2
-    return _lowest(effective * (profile.losses * weights).sum(dim=2) + penalty)
+    weights = weights if profile.kept is None else placed(profile.kept, weights)
+    means = torch.zeros(len(profile.losses), len(SCALES), dtype=torch.float64)
+    for mean, losses in zip(means, profile.losses, strict=True):
+        for rows in blocks(len(weights)):
+            mean += weights[rows] @ losses[rows]
+    return _lowest(effective * means + penalty)
 
 
 def _lowest(curves: Tensor) -> Tensor:
@@ -106,13 +112,12 @@ def _lowest(curves: Tensor) -> Tensor:
 
 
 def _profile_head(head: Head, val: Features) -> tuple[Tensor, Tensor]:
-    predicted = torch.zeros(len(val), dtype=torch.int64)
-    losses = torch.zeros(len(SCALES), len(val), dtype=torch.float64)
+    predicted, losses = Columns(torch.int64), Columns(torch.float64)
     for rows, x in val.own_chunks(8 * head.classes, head.weight.dtype):
         logits = head(x)
-        predicted[rows] = logits.argmax(dim=1).cpu()
-        losses[:, rows] = scaled_losses(logits, val.labels[rows].to(x.device)).cpu()
-    return ranks.total(predicted), ranks.total(losses)
+        predicted.append(logits.argmax(dim=1))
+        losses.append(scaled_losses(logits, val.labels[rows].to(x.device)).T.flatten())
+    return gathered(*predicted.whole()), gathered(*losses.whole()).view(-1, len(SCALES))
 
 
 def scaled_losses(logits: Tensor, labels: Tensor) -> Tensor:
