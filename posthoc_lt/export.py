@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +27,7 @@ from posthoc_lt.checkpoint import (
     fold,
     head_places,
     identify,
+    is_own_code,
     load_network,
     placed,
     read,
@@ -38,7 +38,7 @@ from posthoc_lt.checkpoint import (
     value_at,
     write,
 )
-from posthoc_lt.data import DataSpec, limited, open_data
+from posthoc_lt.data import DataSpec, Findings, is_own_data, limit_of, limited, open_data
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.extraction import spread
 from posthoc_lt.features import Features, FeatureSet
@@ -76,6 +76,7 @@ def export(
     out: Path | str,
     *,
     features: FeatureSet,
+    arch: str | None = None,
     data: Path | str | None = None,
     force: bool = False,
     add_bias: bool = False,
@@ -92,13 +93,16 @@ def export(
         head: the new values.
         out: where the patched checkpoint goes; never the checkpoint itself.
         features: what `extract` gave for this checkpoint.
-        data: the images; None takes the folder that the features name.
+        arch: the architecture; None takes the one that the features name, which must not be your own code: what a
+            file names is not run.
+        data: the images; None takes those that the features name, with the same exception.
         force: overwrite an existing, different file.
         add_bias: add a bias to a layer that has none; the code that loads the file must then expect it.
         allow_pickle: load even a checkpoint that may run code on loading; only for files that you trust.
 
     Raises:
-        PosthocError: the checkpoint is another than the features', the head has no place in it, or the proof fails.
+        PosthocError: the checkpoint is another than the features', the head has no place in it, the features name code
+            to run that you did not name, or the proof fails.
     """
     ckpt, out, head = Path(ckpt), Path(out), head.to(torch.device("cpu"))
     checkpoint = read(ckpt, features.provenance.get("weights"), allow_pickle=allow_pickle)
@@ -108,7 +112,7 @@ def export(
         raise PosthocError(
             f"--out {show(out)}, which is the checkpoint itself", "another file", "give --out balanced.pt"
         )
-    architecture = identify(checkpoint, features.provenance.get("arch"))
+    architecture = identify(checkpoint, arch or _harmless("--arch", features.provenance.get("arch"), is_own_code))
     checkpoint = checkpoint.renamed(architecture.renames)
     content = fold(checkpoint, name, head, add_bias)
     proof = _proof_inputs(features, data, architecture)
@@ -203,6 +207,17 @@ def _head_name(checkpoint: Checkpoint, features: FeatureSet) -> str:
     return provenance["head_name"]
 
 
+def _harmless(option: str, named: str | None, runs: Callable[[str], bool]) -> str | None:
+    """What the features name for an option, unless that is code to run: a feature file may come from anyone."""
+    if named is not None and runs(named):
+        raise PosthocError(
+            f"features that name code to run, {option} {show(named)}",
+            "the same from you, if the code is yours: what only a file names is not run",
+            f"add {option} {show(named)}",
+        )
+    return named
+
+
 def _proof_inputs(features: FeatureSet, data: Path | str | None, architecture: Architecture) -> _Proof:
     provenance = features.provenance
     present = features.splits()
@@ -210,13 +225,12 @@ def _proof_inputs(features: FeatureSet, data: Path | str | None, architecture: A
     spec = DataSpec.from_provenance(provenance)
     if split is None or spec is None or "transform" not in provenance:
         raise PosthocError("features without images to prove on", "those of extract", "extract the features again")
-    spec = spec if data is None else replace(spec, data=str(data))
-    limit = int(provenance["limit"]) if provenance.get("limit", "").isdecimal() else None
-    found = limited(open_data(spec, architecture.classes), limit)
-    skipped = json.loads(provenance.get("skipped", "{}")).get(split, {})
+    spec = replace(spec, data=_harmless("--data", spec.data, is_own_data) if data is None else str(data))
+    found = limited(open_data(spec, architecture.classes), limit_of(provenance))
+    skipped = Findings.of(provenance).skipped.get(split, {})
     prepare = _prepare(architecture, provenance["transform"])
     images = found.reader(split, prepare, prepare.collate) if split in found.splits else ()
-    rows = [row for row in range(len(images)) if str(row) not in skipped]
+    rows = [row for row in range(len(images)) if row not in skipped]
     if len(rows) != len(present[split]) or not images:
         raise _changed(split, f"{len(rows)} images where {len(present[split])} were extracted", found.place)
     indices = spread(len(rows), SAMPLES)

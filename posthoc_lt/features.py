@@ -17,7 +17,7 @@ from posthoc_lt.ahead import ahead
 from posthoc_lt.columns import taken
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.head import Head, as_tensor
-from posthoc_lt.identical import identical_rows
+from posthoc_lt.identical import identical_rows, repeated_rows
 from posthoc_lt.progress import bar
 
 CHUNK_ELEMENTS = 1 << 22
@@ -165,6 +165,10 @@ class Features:
         """
         return identical_rows(self.x, other.x)
 
+    def repeated(self) -> int:
+        """How many of these samples are, bit for bit, an earlier one."""
+        return repeated_rows(self.x)
+
 
 def _labels(y: Tensor, samples: int) -> Tensor:
     labels = y.to(_CPU, torch.int64)  # first of all, for torch cannot compare unsigned types
@@ -199,7 +203,7 @@ class Training:
             raise PosthocError(
                 "features without a labelled train split",
                 f"train features, which {method} is fitted on",
-                "extract again with a train/ folder, or use logit-adjust or tau-norm, which need only class counts",
+                "extract again with a train/ folder, or use logit-adjust, scale or tau-norm, which need only counts",
             )
         empty = (self.counts == 0).nonzero().flatten().tolist()
         if empty:
@@ -268,7 +272,7 @@ class FeatureSet:
 
     def _check_views(self) -> None:
         told = self.provenance.get("views", "1")
-        views = int(told) if told.isdecimal() else 0
+        views = int(told) if told.isdecimal() and len(told) < 10 else 0
         if not views or (self.train is not None and len(self.train) % views):
             raise PosthocError(
                 f"{show(told)} views of {0 if self.train is None else len(self.train)} train rows",

@@ -39,8 +39,8 @@ def as_tensor(values: Tensor | ArrayLike, what: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         raise PosthocError(
             f"{what} of type {show(type(values).__name__)} that does not hold real numbers",
-            "a tensor, an array or a table of numbers",
-            "convert it with numpy.asarray(…, dtype=float), or labels with dtype=int",
+            "a tensor, an array or a table of numbers; labels are class indices from 0 in the order of the head's rows",
+            "convert it with numpy.asarray(…, dtype=float); number class names by the head's rows",
         ) from None
     return tensor
 

@@ -1,4 +1,4 @@
-"""Rows of one matrix that are, bit for bit, rows of another; neither is ever held in memory whole."""
+"""Rows that are, bit for bit, rows of another matrix or of their own; none is ever held in memory whole."""
 
 from __future__ import annotations
 
@@ -30,12 +30,28 @@ def identical_rows(x: Tensor, other: Tensor) -> int:
     own = _hashes(x, kind)
     place = torch.searchsorted(known, own).clamp(max=len(known) - 1)
     alike = (known[place] == own).nonzero()[:, 0]
-    found, step = 0, max(1, BLOCK // x.shape[1])
-    share = ranks.share(len(alike))
+    return _equal(x, alike, other, order[place[alike]], kind)
+
+
+def repeated_rows(x: Tensor) -> int:
+    """How many rows of `x` (N, D) an earlier one is already, in the same way.
+
+    >>> repeated_rows(torch.tensor([[1.0], [2.0], [1.0], [1.0]]))
+    2
+    """
+    known, order = _hashes(x, x.dtype).sort(stable=True)
+    alike = (known[1:] == known[:-1]).nonzero()[:, 0]
+    return _equal(x, order[alike], x, order[alike + 1], x.dtype)
+
+
+def _equal(x: Tensor, own: Tensor, other: Tensor, theirs: Tensor, kind: torch.dtype) -> int:
+    """How many of the rows `own` of `x` equal the rows `theirs` of `other`, one by one."""
+    found, step = 0, max(1, BLOCK // max(1, x.shape[1]))
+    share = ranks.share(len(own))
     for start in range(share.start, share.stop, step):
-        rows = alike[start : min(start + step, share.stop)]
-        ours, theirs = x[rows.to(x.device)], other[order[place[rows]].to(other.device)]
-        found += int((ours.cpu().to(kind) == theirs.cpu().to(kind)).all(1).sum())
+        rows = slice(start, min(start + step, share.stop))
+        a, b = x[own[rows].to(x.device)], other[theirs[rows].to(other.device)]
+        found += int((a.cpu().to(kind) == b.cpu().to(kind)).all(1).sum())
     return int(ranks.total(torch.tensor(found)))
 
 

@@ -157,6 +157,16 @@ def test_a_list_that_is_none(tmp_path: Path, content: str, told: str) -> None:
         open_data(DataSpec(train=write(tmp_path / "list.txt", content)))
 
 
+def test_a_list_with_names_for_labels(tmp_path: Path) -> None:
+    for name in ("a.jpg", "c d.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "names.txt").write_text("a.jpg shirt\n")
+    with pytest.raises(PosthocError, match="line 1 has a label that is no class index: shirt"):
+        open_data(DataSpec(train=str(tmp_path / "names.txt")))
+    (tmp_path / "bare.txt").write_text("c d.jpg\n")
+    assert len(open_data(DataSpec(val=str(tmp_path / "bare.txt"))).splits["val"]) == 1
+
+
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")
 def test_a_device_without_an_end_is_no_list() -> None:
     with pytest.raises(PosthocError, match="/dev/zero, whose line 1 is longer"):

@@ -197,6 +197,16 @@ def test_shared_samples_are_counted_as_sets_count_them(
     assert two.shared_with(two) == 90
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 5])
+def test_repeated_rows_are_counted(dtype: torch.dtype, width: int) -> None:
+    made = rows(0, 90, dtype, width)
+    drawn = made.subset(torch.randint(90, (120,), generator=torch.Generator().manual_seed(1)))
+    assert drawn.repeated() == 120 - len(set(map(tuple, drawn.x.tolist())))
+    assert Features(torch.zeros(0, 3)).repeated() == 0
+    assert Features(torch.zeros(4, 3)).repeated() == 3
+
+
 def test_a_row_that_differs_in_its_last_bit_is_another() -> None:
     one = rows(0, 50, torch.float32, 7)
     x = one.x.clone()
@@ -211,6 +221,7 @@ def test_rows_of_one_hash_are_compared_before_they_are_called_equal(monkeypatch:
     one, other = Features(torch.zeros(5, 4)), Features(torch.ones(5, 4))
     assert other.shared_with(one) == 0
     assert one.shared_with(one) == 5
+    assert Features(torch.arange(5.0)[:, None]).repeated() == 0
 
 
 @pytest.mark.parametrize(("one", "other"), [("train", "val"), ("train", "test"), ("val", "test")])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import posthoc_lt
 from posthoc_lt import Features, FeatureSet, Head, PosthocError, save_features
@@ -46,7 +47,7 @@ def test_validation_learned_by_heart_is_noted(features: FeatureSet) -> None:
 def test_an_easy_problem_is_noted_only_where_it_is_no_harder_than_train() -> None:
     assert len(notes(noisy(0.1, 0), noisy(0.1, 1))) == 1
     assert len(notes(None, noisy(0.1, 1))) == 1
-    assert notes(noisy(0.0, 0, scale=9), noisy(0.2, 1)) == ()  # right, and far less sure of it than on train
+    assert notes(noisy(1e-3, 0, scale=9), noisy(0.2, 1)) == ()  # right, and far less sure of it than on train
     assert notes(noisy(0.1, 0), noisy(0.1, 1, samples=5)) == ()  # 20 samples all right prove nothing
 
 
@@ -78,3 +79,41 @@ def test_shared_samples_are_noted_below_a_half_and_refused_from_there(
         if count == 200:
             with pytest.raises(PosthocError, match="share no sample"):
                 posthoc_lt.rebalance(mixed)
+
+
+def test_train_samples_that_a_sampler_drew_again_are_noted(features: FeatureSet) -> None:
+    train = features.train
+    assert train is not None
+    weight = 1 / features.counts.double()[train.labels]
+    drawn = torch.multinomial(weight, len(train), replacement=True, generator=torch.Generator().manual_seed(0))
+    copies = len(train) - len(torch.unique(drawn))
+    [note] = posthoc_lt.compare(replace(features, train=train.subset(drawn)), methods="logit-adjust").notes
+    assert note.startswith(f"{copies} of {len(train)} train samples are copies of others")
+
+
+def test_a_loader_that_leaves_samples_out_is_noted() -> None:
+    def loader(seed: int, drop_last: bool = False) -> DataLoader[tuple[torch.Tensor, ...]]:
+        made = noisy(0.6, seed, samples=25)
+        return DataLoader(TensorDataset(made.x, made.labels), batch_size=16, drop_last=drop_last)
+
+    def told(train: DataLoader[tuple[torch.Tensor, ...]]) -> tuple[str, ...]:
+        return posthoc_lt.rebalance(model, train, loader(1), methods="logit-adjust", device="cpu").notes
+
+    model = torch.nn.Linear(4, 4)
+    model.load_state_dict({"weight": HEAD.weight, "bias": HEAD.bias})
+    assert told(loader(0)) == ()
+    [note] = told(loader(0, drop_last=True))
+    assert "(train: 96 of 100)" in note
+    batches = TensorDataset(*(each.reshape(4, 25, *each.shape[1:]) for each in loader(0).dataset.tensors))  # type: ignore[attr-defined]
+    assert told(DataLoader(batches, batch_size=None)) == ()  # whose length counts batches
+
+
+def test_what_was_left_out_is_shown(features: FeatureSet) -> None:
+    assert features.train is not None
+    x = features.train.x.clone()
+    x[3, 5] = torch.nan
+    found = posthoc_lt.rebalance(replace(features, train=Features(x, features.train.labels)))
+    for name, reason in found.skipped.items():
+        assert f"Left out {name}: {reason}" in repr(found)
+        assert f"Left out {name}" in found._repr_html_()
+    assert "crt" in found.skipped

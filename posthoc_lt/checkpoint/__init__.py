@@ -15,6 +15,7 @@ from posthoc_lt.checkpoint.locate import (
     tolerance,
 )
 from posthoc_lt.checkpoint.network import load_network
+from posthoc_lt.checkpoint.own_code import is_own_code
 from posthoc_lt.checkpoint.preprocessing import Preprocessing
 from posthoc_lt.checkpoint.read import Checkpoint, read
 from posthoc_lt.checkpoint.tokens import Transform
@@ -41,6 +42,7 @@ __all__ = [
     "fold",
     "head_places",
     "identify",
+    "is_own_code",
     "load_network",
     "placed",
     "plainest",

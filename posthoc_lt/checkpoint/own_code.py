@@ -10,6 +10,16 @@ from posthoc_lt.errors import PosthocError, show
 from posthoc_lt.own_code import current_folder, own_failure, own_function
 
 
+def is_own_code(arch: str) -> bool:
+    """Whether an architecture is the user's own ``module:factory``, and not one of a library.
+
+    >>> is_own_code("mycode:build"), is_own_code("timm:resnet50"), is_own_code("cifar-resnet20")
+    (True, False, False)
+    """
+    module, colon, _ = arch.partition(":")
+    return bool(colon) and module not in ("timm", "torchvision")
+
+
 def own_factory(module: str, name: str) -> Callable[[], nn.Module]:
     """The function `name` of `module`, importable from the current folder.
 

@@ -148,7 +148,7 @@ class Preprocessing:
         try:
             fields = json.loads(text)
             return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise PosthocError(
                 f"preprocessing {show(text)!r}", "the JSON that extract wrote", "extract the features again"
             ) from None
@@ -213,7 +213,7 @@ def _unfold(value: object) -> object:
     if isinstance(value, str):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return value.tolist() if isinstance(value, Tensor) else value
 

@@ -78,7 +78,7 @@ def longest(path: Path) -> int:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PosthocError(f"{show(path)}, which cannot be read ({show(error)})", "JSON", "write it again") from None
 
 

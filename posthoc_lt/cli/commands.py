@@ -325,7 +325,10 @@ def conformal(**given: Any) -> None:
     click.option("--head", type=options.FILE, default="head.safetensors", show_default=True, help="The saved head."),
     options.features,
     options.out(None, "The checkpoint to write; balanced.pt, or with the suffix of --ckpt."),
-    click.option("--data", type=options.FILE, help="The images to verify on; by default the extracted ones."),
+    click.option(
+        "--arch", help="The architecture; by default that of extract, but your own module:factory is to be named again."
+    ),
+    click.option("--data", type=options.FILE, help="The images to verify on; by default those of extract, likewise."),
     click.option("--add-bias", is_flag=True, help="Add a bias to a layer that has none; its code must expect it."),
     options.allow_pickle,
     options.force,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 import click
 
+from posthoc_lt.checkpoint import is_own_code
 from posthoc_lt.cli import options, output
 from posthoc_lt.cli.splits import split_rows
-from posthoc_lt.data import DataSpec
+from posthoc_lt.data import DataSpec, Findings
 from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.extraction import Source, extract_to, is_current, open_source
 from posthoc_lt.features import FeatureSet
@@ -94,7 +94,7 @@ def extract(
         many = f"{sum(map(len, features.splits().values()))} {features.provenance['source']}"
         output.note(f"Wrote {out}: {many} in {time.perf_counter() - start:.1f} s", quiet)
     _note_findings(features, quiet)
-    if arch is not None and not arch.startswith(("timm:", "torchvision:")) and mean is None and std is None:
+    if arch is not None and is_own_code(arch) and mean is None and std is None:
         output.note(_ASSUMED, quiet)
     _print(features, ckpt, out, form)
 
@@ -110,20 +110,20 @@ def _require_current(features: FeatureSet, source: Source, precision: str, out: 
 
 def _note_findings(features: FeatureSet, quiet: bool) -> None:
     """What reading the data found out, as the feature file remembers it."""
-    provenance = features.provenance
-    for split, found in json.loads(provenance.get("skipped", "{}")).items():
-        total = len(found) + len(features.splits()[split])
+    findings, splits = Findings.of(features.provenance), features.splits()
+    for split, found in findings.skipped.items():
+        total = len(found) + (len(splits[split]) if split in splits else 0)
         names = listed([f"{name} ({why})" for name, why in found.values()], 10)
         output.note(f"Skipped {len(found)} of {total} {split} samples, which cannot be read: {names}", quiet)
-    for split, count in json.loads(provenance.get("several_frames", "{}")).items():
+    for split, count in findings.several_frames.items():
         output.note(f"{count} {split} images have several frames; the first was taken.", quiet)
     if features.views > 1:
         output.note(f"train holds {features.views} rows of each image; its figures are those of the first.", quiet)
-    share = json.loads(provenance.get("data_options", "{}")).get("holdout")
-    if share is not None:
+    spec = DataSpec.from_provenance(features.provenance)
+    if spec is not None and spec.holdout is not None:
         output.note(
-            f"val is {share:g} of train, held out: what it chooses and shows is honest only if the network was not "
-            "trained on these images.",
+            f"val is {spec.holdout:g} of train, held out: what it chooses and shows is honest only if the network was "
+            "not trained on these images.",
             quiet,
         )
 

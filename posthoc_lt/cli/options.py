@@ -124,6 +124,10 @@ def edges(text: str) -> tuple[float, float]:
     return low, high
 
 
+_WORDS = {"--prior": "counts, uniform, model"}
+"""What an option of class frequencies takes beside a file."""
+
+
 def read_shares(path: Path, classes: int, option: str = "--deploy") -> Tensor:
     """Class frequencies (C,) from a file of one number >= 0 a class, in any unit, that an option named.
 
@@ -137,8 +141,8 @@ def read_shares(path: Path, classes: int, option: str = "--deploy") -> Tensor:
         shares = torch.tensor([float(word) for word in words], dtype=torch.float64)
     except (OSError, ValueError) as error:
         raise PosthocError(
-            f"{show(path)}, which is no list of numbers ({show(error)})",
-            "one of the option's words, or a file of one number a class",
+            f"{option} {show(path)}, which is none of its words and no list of numbers ({show(error)})",
+            f"{_WORDS.get(option, 'uniform, train, em')}, or a file of one number a class",
             f"correct {option}",
         ) from None
     if len(shares) != classes or not bool((shares.isfinite() & (shares >= 0)).all()):

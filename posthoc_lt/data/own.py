@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from posthoc_lt.features import SPLITS
 from posthoc_lt.own_code import current_folder, own_failure, own_function
 
 _INPUTS = "a tensor or an image (texts are taken where the first sample is one)"
+
+
+def is_own_data(what: str) -> bool:
+    """Whether ``--data`` says module:factory, and not a file or a folder."""
+    return re.fullmatch(r"[\w.]+:[\w.]+", what) is not None and not Path(what).exists()
 
 
 class OwnSamples:

@@ -140,7 +140,7 @@ def _names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         names = next(features[name]["names"] for name in ("label", "labels") if name in features)
         return tuple(map(str, names))
-    except (KeyError, TypeError, ValueError, StopIteration):
+    except (KeyError, TypeError, ValueError, StopIteration, RecursionError):
         return ()
 
 

@@ -22,7 +22,7 @@ def read_list(path: Path, root: Path | None = None) -> Found:
         root: the folder that relative paths start from; None takes the list's own.
 
     Raises:
-        PosthocError: the file cannot be read or is empty, or some lines have a label and others none.
+        PosthocError: the file cannot be read or is empty, labels are no class indices, or some lines have none.
     """
     try:
         # Python's own way with bytes in file names that are no UTF-8.
@@ -38,6 +38,10 @@ def read_list(path: Path, root: Path | None = None) -> Found:
     base = path.parent if root is None else root
     if not any(labelled):
         bare = [line for _, line in lines]
+        number, named = lines[0]
+        if len(split[0]) == 2 and not (base / named).exists() and (base / split[0][0]).exists():
+            what = f"whose line {number} has a label that is no class index: {show(split[0][1])}"
+            raise PosthocError(f"list {show(path)}, {what}", *_WANTED)
         return Found(lambda labels: ImageFiles(base, bare, labels))
     if not all(labelled):
         number, line = lines[labelled.index(False)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from posthoc_lt import ranks
 from posthoc_lt.data.images import UnreadableImageError, open_image
-from posthoc_lt.data.samples import Samples, printable
+from posthoc_lt.data.samples import Samples
 from posthoc_lt.errors import PosthocError, show
 
 _FEW = 512
@@ -202,18 +201,3 @@ class Reader(Dataset[Read]):
             "a whole image of 8 or 16 bits a channel" if not self.samples.own_code else "a sample",
             "replace or remove it, or give --on-error skip to go on without it",
         )
-
-
-def findings(readers: Mapping[str, Reader]) -> dict[str, str]:
-    """What reading found out, as JSON for a feature file.
-
-    ``skipped``: for each split the samples left out, by index, with name and fault; ``several_frames``: for each
-    split how many images have more frames than the one taken. Either lacks where there is nothing to say.
-    """
-    skipped = {
-        split: {index: (printable(reader.samples.name(index)), why) for index, why in sorted(reader.skipped.items())}
-        for split, reader in readers.items()
-        if reader.skipped
-    }
-    framed = {split: len(reader.framed) for split, reader in readers.items() if reader.framed}
-    return {key: json.dumps(found) for key, found in (("skipped", skipped), ("several_frames", framed)) if found}

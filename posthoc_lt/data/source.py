@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import NoneType
 
 from posthoc_lt.data.dataset import Data
 from posthoc_lt.data.folder import read_folder
 from posthoc_lt.data.hugging_face import read_saved
 from posthoc_lt.data.labels import encode, read_names
-from posthoc_lt.data.own import own_splits
+from posthoc_lt.data.own import is_own_data, own_splits
 from posthoc_lt.data.path_list import read_list
 from posthoc_lt.data.samples import Found, printable, split_of
 from posthoc_lt.data.shards import by_split, find_shards, read_shards
@@ -76,11 +76,23 @@ class DataSpec:
         if "data" not in provenance and "data_options" not in provenance:
             return None
         try:
-            return cls(**{"data": provenance.get("data"), **json.loads(provenance.get("data_options", "{}"))})
-        except (ValueError, TypeError):
+            options = {"data": provenance.get("data"), **json.loads(provenance.get("data_options", "{}"))}
+            if any(not isinstance(value, _KINDS[name]) for name, value in options.items()):
+                raise TypeError
+            return cls(**options)
+        except (ValueError, TypeError, LookupError, RecursionError):
             raise PosthocError(
                 f"data options {show(provenance['data_options'])!r}", "those of extract", "extract the features again"
             ) from None
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("data", *SPLITS, "classes"), (str, NoneType)),
+    "holdout": (float, NoneType),
+    "seed": (int,),
+    "exif": (bool,),
+}
+"""What each of the options may be."""
 
 
 def open_data(spec: DataSpec | Path | str = "data", classes: Sequence[str] = ()) -> Data:
@@ -136,7 +148,7 @@ def _known(found: Mapping[str, Found], classes: tuple[str, ...]) -> tuple[str, .
 
 def _every_split(what: str) -> dict[str, Found]:
     place = Path(what)
-    if re.fullmatch(r"[\w.]+:[\w.]+", what) and not place.exists():
+    if is_own_data(what):
         return own_splits(what)
     if place.suffix.lower() in SUFFIXES:
         tables = _tables(what)

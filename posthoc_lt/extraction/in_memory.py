@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from posthoc_lt.data import DataSpec, findings
+from posthoc_lt.data import DataSpec, Findings
 from posthoc_lt.device import resolve_device
 from posthoc_lt.extraction.loop import Forward, collect, joined, resolve_precision, together
 from posthoc_lt.extraction.network import opened
@@ -119,7 +119,7 @@ def extract_source(
     own = {name: readers[name] for name in found}
     said = {"head_name": located.name, "precision": forward.precision, **({"compiled": "yes"} if compiled else {})}
     counts = source.whole_counts(located.head.classes, own)
-    provenance = {**source.provenance, **said, **findings(own)}
+    provenance = {**source.provenance, **said, **Findings.by(own).provenance()}
     splits = {name: _one(views) for name, views in found.items()}
     features = together(located.head, splits, source.data.classes, provenance, counts)
     return features if source.l2 is None else replace(features, head=fit_head(features.train, source.l2))

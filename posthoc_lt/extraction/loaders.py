@@ -27,7 +27,7 @@ def extract_loaders(
 
     Args:
         model: any network that ends in one `nn.Linear` and returns its output.
-        train: a loader that yields (inputs, labels), without random augmentation; or None.
+        train: a loader that yields (inputs, labels), every sample once, without random augmentation; or None.
         val: likewise.
         test: likewise.
         device: where the network runs meanwhile.
@@ -40,7 +40,7 @@ def extract_loaders(
     if not loaders:
         raise PosthocError("no loader", "a loader of (inputs, labels)", "give extract_loaders(model, train, val)")
     place = resolve_device(device)
-    splits = {}
+    splits, drawn = {}, []
     with _borrowed(model, place):
         batches = {name: _pairs(name, loader) for name, loader in loaders.items()}
         first = next(iter(batches))
@@ -52,7 +52,10 @@ def extract_loaders(
                 total = length_hint(getattr(loaders[name], "dataset", ())) or None
                 with bar(name, total, "samples") as shown:
                     splits[name] = collect(name, pairs, forward, shown.update)
+                if total not in (None, len(splits[name])) and getattr(loaders[name], "batch_sampler", None) is not None:
+                    drawn.append(f"{name}: {len(splits[name])} of {total}")
     provenance = {"source": "memory", "head_name": located.name, "precision": forward.precision}
+    provenance |= {"drawn": ", ".join(drawn)} if drawn else {}
     return together(located.head, splits, _class_names(loaders, located.head.classes), provenance)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posthoc_lt import ranks
-from posthoc_lt.data import Reader, findings
+from posthoc_lt.data import Findings, Reader
 from posthoc_lt.device import resolve_device
 from posthoc_lt.extraction.loop import Forward, note_wide, require_sound, resolve_precision
 from posthoc_lt.extraction.network import opened
@@ -149,7 +149,7 @@ def _all_but_splits(
             images.skipped |= {int(index): why for index, why in part.notes["skipped"].items()}
             images.framed |= set(part.notes["framed"])
     counts = source.whole_counts(head.classes, splits)
-    provenance = {**source.provenance, **said, **findings(splits)}
+    provenance = {**source.provenance, **said, **Findings.by(splits).provenance()}
     return FeatureSet(head, classes=source.data.classes, provenance=provenance, train_counts=counts)
 
 

@@ -70,7 +70,7 @@ class Parts:
         for path in sorted(self.folder.glob(f"{split}-*.safetensors")):
             try:
                 part = _read(path)
-            except (PosthocError, ValueError, LookupError, TypeError):
+            except (PosthocError, ValueError, LookupError, TypeError, RecursionError):
                 part = None
             if part is not None and part.start >= (found[-1].stop if found else 0):
                 found.append(part)

@@ -18,7 +18,8 @@ def told(fitted: Fitted, selection: Selection, goal_metric: str) -> list[str]:
     if knob is None or choice.knob is None:
         return [fitted.name]
     knobs = ", ".join(f"{name} = {number:.4g}" for name, number in fitted.knobs.items())
-    phrases = [f"{fitted.name}: {knobs} ({_REASONS[choice.decided_by]})"]
+    recipes = choice.decided_by == "given" and getattr(fitted.method, knob, choice.knob) is None
+    phrases = [f"{fitted.name}: {knobs} ({'of the recipe' if recipes else _REASONS[choice.decided_by]})"]
     if choice.curve is not None and choice.best is not None and choice.plateau is not None:
         metric = "accuracy under the target prior" if goal_metric != selection.metric else metric_name(goal_metric)
         value, (low, high) = choice.best
@@ -38,7 +39,8 @@ _REASONS = {
     "likelihood": "the validation likelihood's choice",
     "guard": "the nearest to the validation likelihood's choice that the metric supports",
     "cross-fit": "the median of the best on 20 halves of the validation samples",
-    "label-free": "without labels: spreads predictions over unlabelled validation samples as the target says",
+    "label-free": "without labels: spreads predictions over validation as the target says, right only if its classes "
+    "occur so",
     "untuned": "untuned: no validation split to choose on; extract again with a val/ folder",
     "none": "nothing to choose",
 }

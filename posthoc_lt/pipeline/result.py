@@ -68,10 +68,13 @@ class Comparison:
         return self.comparison.frame()
 
     def __repr__(self) -> str:
-        return self.comparison.text()
+        return "\n".join([self.comparison.text(), *self._left_out()])
 
     def _repr_html_(self) -> str:
-        return self.comparison.html()
+        return self.comparison.html() + "".join(f"<p>{html.escape(each)}</p>" for each in self._left_out())
+
+    def _left_out(self) -> list[str]:
+        return [f"Left out {name}: {reason}" for name, reason in self.skipped.items()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,6 +229,7 @@ class Result(Comparison):
         checkpoint: str | os.PathLike[str],
         out: str | os.PathLike[str],
         *,
+        arch: str | None = None,
         data: str | os.PathLike[str] | None = None,
         force: bool = False,
         add_bias: bool = False,
@@ -238,6 +242,7 @@ class Result(Comparison):
             self.head,
             Path(out),
             features=self.features,
+            arch=arch,
             data=place,
             force=force,
             add_bias=add_bias,
@@ -263,10 +268,10 @@ class Result(Comparison):
 
     def __repr__(self) -> str:
         knobs = "".join(f", {name}={value:.3g}" for name, value in self.knobs.items())
-        return f"Result({self.method}{knobs})\n{self.comparison.text()}\n{self.verdict}"
+        return f"Result({self.method}{knobs})\n{super().__repr__()}\n{self.verdict}"
 
     def _repr_html_(self) -> str:
-        return f"{self.comparison.html()}<p>{html.escape(self.verdict)}</p>"
+        return f"{super()._repr_html_()}<p>{html.escape(self.verdict)}</p>"
 
 
 def origin(features: FeatureSet) -> dict[str, str]:
