@@ -1,12 +1,16 @@
-"""What large data costs: memory on features of iNaturalist's size, and a model of time and memory fitted to small runs.
+"""What large data costs: memory on features of iNaturalist's size and on many samples, and a model of time and memory.
 
 python examples/benchmarks/scale.py memory --dir DIR [--train 437513 --val 24426 --test 24426] [--json]
+python examples/benchmarks/scale.py search --dir DIR [--val 16777216] [--json]
 python examples/benchmarks/scale.py times --dir DIR [--json]
 
 `memory` writes synthetic features (f16, long-tailed classes) block by block into DIR, once, and runs each method in a
 process of its own; its anonymous memory (RssAnon of /proc, which leaves out the pages of mapped files) is read every
 5 ms. crt and lws are stopped after `--steps` steps of their solver, which hold the same memory as all of them. `crt
 path` is three penalties, from which validation chooses, instead of the seven that large data has by default.
+
+`search` does the same with the choice alone of a knob, and of a head, on --val samples of 2 dimensions and 3 classes,
+whose columns lie in temporary files (TMPDIR).
 
 `times` measures small cases with one process and with two (torchrun, Gloo), each method by itself, and fits
 
@@ -37,16 +41,20 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from posthoc_lt import Features, FeatureSet, Head, evaluate, fit, load_features, ranks
+from posthoc_lt.family import Path as HeadPath
 from posthoc_lt.files.container import Pieces
 from posthoc_lt.files.feature_file import writing_features
 from posthoc_lt.methods import crt
 from posthoc_lt.methods.crt import CRT
+from posthoc_lt.methods.logit_adjust import LogitAdjust
 from posthoc_lt.methods.lws import LWS
+from posthoc_lt.search import Goal, choose
 from posthoc_lt.solver.logistic import trace_logistic
 from posthoc_lt.solver.minimise import minimise
 from posthoc_lt.solver.penalties import penalties
 
 METHODS = ("evaluation", "logit-adjust", "tau-norm", "ncm", "crt", "crt path", "lws")
+SEARCHES = ("balanced-accuracy", "macro-f1", "path of three")
 MODELLED = ("evaluation", "logit-adjust", "tau-norm", "ncm", "grid of 21")
 SIZES = (
     (8_000, 512, 1_000),
@@ -66,6 +74,8 @@ LARGE = {
     "100,000 classes": (10**7, 500_000, 2_048, 100_000),
 }
 """Train samples, samples of validation and of test, dimensions, classes."""
+LARGE_CASE = {"train": 437_513, "val": 24_426, "test": 24_426, "dimensions": 2_048, "classes": 8_142}
+MANY_SAMPLES = {"train": 1_000, "val": 1 << 24, "test": 1_000, "dimensions": 2, "classes": 3}
 BLOCK = 4_096
 
 
@@ -151,10 +161,21 @@ def work(method: str, path: Path, steps: int) -> Callable[[], object]:
 
 def measure_method(method: str, path: Path, steps: int) -> dict[str, float]:
     """Seconds, and the highest anonymous memory of the whole process."""
-    run, start = work(method, path, steps), time.perf_counter()
+    run = choosing(method, path) if method in SEARCHES else work(method, path, steps)
+    start = time.perf_counter()
     with Watch() as watch:
         run()
     return {"seconds": time.perf_counter() - start, "bytes": watch.highest, "bytes_before": watch.before}
+
+
+def choosing(what: str, path: Path) -> Callable[[], object]:
+    """Choosing τ of logit adjustment by a metric, or one of three heads."""
+    features = load_features(path)
+    if what == "path of three":
+        heads = [Head(features.head.weight * scale, features.head.bias) for scale in (0.3, 1.0, 3.0)]
+        return lambda: choose(HeadPath((0.3, 1.0, 3.0), heads), features.val)
+    family = LogitAdjust().fit(features.head, features.training)
+    return lambda: choose(family, features.val, Goal(what))
 
 
 def measure_size(name: str, path: Path) -> list[dict[str, object]]:
@@ -218,7 +239,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, object]:
     if not path.exists():
         write_case(path, sizes, *shape)
     found = {"dimensions": shape[0], "classes": shape[1], **sizes, "file_bytes": path.stat().st_size}
-    for name in arguments.methods or METHODS:
+    for name in arguments.methods or (SEARCHES if arguments.what == "search" else METHODS):
         found[name] = child(["method", "--path", str(path), "--methods", name, "--steps", str(arguments.steps)])
         print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
     return found
@@ -258,8 +279,8 @@ def predicted(
 def show(found: dict[str, object]) -> None:
     """As a table."""
     if "rows" not in found:
-        for name in (each for each in METHODS if each in found):
-            print(f"{name:>14}  {found[name]['bytes'] / 2**30:6.2f} GiB  {found[name]['seconds']:8.1f} s")  # type: ignore[index]
+        for name in (each for each in (*METHODS, *SEARCHES) if each in found):
+            print(f"{name:>17}  {found[name]['bytes'] / 2**30:6.2f} GiB  {found[name]['seconds']:8.1f} s")  # type: ignore[index]
         return
     for name, model in found["models"].items():  # type: ignore[attr-defined]
         for what, each in model.items():
@@ -277,17 +298,19 @@ def show(found: dict[str, object]) -> None:
 def main() -> None:
     """Print a table, or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("memory", "times", "method", "size"))
+    parser.add_argument("what", choices=("memory", "search", "times", "method", "size"))
     parser.add_argument("--dir", type=Path, default=Path("build/scale"))
     parser.add_argument("--path", type=Path)
-    parser.add_argument("--methods", nargs="*", choices=(*METHODS, "grid of 21"))
+    parser.add_argument("--methods", nargs="*", choices=(*METHODS, *SEARCHES, "grid of 21"))
     parser.add_argument("--sizes", nargs="*", default=[], help="N,D,C of small cases, instead of those of the script")
-    for name, default in (("train", 437_513), ("val", 24_426), ("test", 24_426), ("dimensions", 2_048)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--classes", type=int, default=8_142)
+    for name in LARGE_CASE:
+        parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    for name, default in (MANY_SAMPLES if arguments.what == "search" else LARGE_CASE).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
     if arguments.what == "method":
         print(json.dumps(measure_method(arguments.methods[0], arguments.path, arguments.steps)))
         return
@@ -298,7 +321,7 @@ def main() -> None:
                 print(json.dumps(rows))
         return
     arguments.dir.mkdir(parents=True, exist_ok=True)
-    found = memory(arguments) if arguments.what == "memory" else times(arguments)
+    found = times(arguments) if arguments.what == "times" else memory(arguments)
     print(json.dumps(found)) if arguments.json else show(found)
 
 
