@@ -43,6 +43,7 @@ from posthoc_lt.errors import PosthocError, listed, show
 from posthoc_lt.extraction import spread
 from posthoc_lt.features import Features, FeatureSet
 from posthoc_lt.files import replacing
+from posthoc_lt.files.atomic import in_turn
 from posthoc_lt.files.folder import replacing_folder
 from posthoc_lt.head import Head
 
@@ -135,9 +136,11 @@ def _replacing(out: Path, force: bool, *, folder: bool) -> Iterator[Path]:
             yield temporary
         return
     with ExitStack() as stack:
+        begin = stack.enter_context(in_turn(out.parent))
         index = stack.enter_context(replacing(out, force))  # left last, so that it never names what is not there
         inside = Path(stack.enter_context(TemporaryDirectory(prefix=".", dir=out.parent)))
         yield inside / out.name
+        begin()
         (inside / out.name).replace(index)
         for shard in inside.iterdir():
             with shard.open("rb+") as file:

@@ -15,10 +15,15 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 from by_path import EXAMPLES, load
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 from posthoc_lt import FeatureSet, extract, load_features, save_features
 from posthoc_lt.cli.demo import unpack
+
+# A loaded machine is no failure: no test here is timed.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -260,7 +260,7 @@ def test_fitting_under_a_distribution_stands_for_copies() -> None:
     assert (weighed.scale, weighed.prior_strength) == pytest.approx((written.scale, written.prior_strength), abs=1e-7)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(1, 8), st.booleans())
 def test_equal_weights_give_the_unweighted_error(seed: int, per_bin: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -63,7 +63,7 @@ def textbook(conformity: Floats, alpha: str) -> float:
     return float(np.sort(conformity)[::-1][rank - 1]) if rank <= n else 0.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 120), st.sampled_from(["0.1", "0.05", "0.29", "0.3", "0.5", "0.9"]))
 def test_floors_are_the_textbook_quantiles(seed: int, samples: int, alpha: str) -> None:
     features = draw(TAIL, samples, np.random.default_rng(seed))

@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,14 @@ from safetensors.torch import save_file
 from small_network import Small, small, write_images
 from torch import Tensor, nn
 
-from posthoc_lt import Head, PosthocError, load_features, load_head, save_head
+from posthoc_lt import (
+    PosthocError,
+    load_features,
+    load_head,
+)
 from posthoc_lt.checkpoint import read
 from posthoc_lt.cli import run
 from posthoc_lt.extraction import extract, extract_source, extract_to, open_source
-from posthoc_lt.files import SavedHead
-from posthoc_lt.files.folder import replacing_folder
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 
@@ -164,127 +165,6 @@ def test_a_shard_that_changes_while_another_is_loaded_is_refused(place: Path, mo
 
 
 # Several at once
-
-
-def at_once(works: Sequence[Callable[[], object]]) -> list[BaseException | None]:
-    """Start together; how each ended."""
-    begin, ends = threading.Barrier(len(works)), list[BaseException | None]([None] * len(works))
-
-    def work(index: int) -> None:
-        begin.wait()
-        try:
-            works[index]()
-        except BaseException as error:
-            ends[index] = error
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(works))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return ends
-
-
-@pytest.fixture
-def often() -> Iterator[None]:
-    """Threads take turns hundreds of times as often, so that they come between each other's steps."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(interval)
-
-
-def head(seed: int) -> SavedHead:
-    return SavedHead(Head(torch.full((3, 2), float(seed)), torch.zeros(3)))
-
-
-def test_the_same_file_at_once_succeeds_for_all(tmp_path: Path, often: None) -> None:
-    for number in range(30):
-        path = tmp_path / f"{number}.safetensors"
-        assert at_once([lambda path=path: save_head(head(1), path)] * 4) == [None] * 4  # type: ignore[misc]
-    assert len(os.listdir(tmp_path)) == 30
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_of_different_files_at_once_one_is_there_whole(tmp_path: Path, force: bool, often: None) -> None:
-    for number in range(30):
-        path = tmp_path / f"{number}.safetensors"
-        works = [lambda seed=seed, path=path: save_head(head(seed), path, force) for seed in range(4)]
-        ends = at_once(works)
-        won = int(load_head(path).head.weight[0, 0])
-        assert ends[won] is None
-        assert sum(end is None for end in ends) == (4 if force else 1)
-        assert all("--force" in str(end) for end in ends if end is not None)
-    assert len(os.listdir(tmp_path)) == 30
-
-
-def write_folder(path: Path, text: str, force: bool) -> None:
-    with replacing_folder(path, force) as temporary:
-        (temporary / "config.json").write_text(text)
-        (temporary / "weights").write_text(text)
-
-
-@pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("alike", [False, True])
-def test_folders_at_once(tmp_path: Path, alike: bool, force: bool, often: None) -> None:
-    for number in range(100):
-        path = tmp_path / str(number)
-        ends = at_once([lambda s=s, p=path: write_folder(p, "a" if alike else s, force) for s in "abcdef"])  # type: ignore[misc]
-        texts = {each.read_text() for each in path.iterdir()}
-        assert len(texts) == 1
-        assert len(list(path.iterdir())) == 2
-        assert any(end is None for end in ends)
-        assert all(isinstance(end, PosthocError | None) for end in ends), ends
-        if alike or force:
-            assert ends == [None] * 6
-        else:
-            assert sum(end is None for end in ends) == 1
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_a_folder_another_process_moves_away_meanwhile_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tmp_path / "model"
-    write_folder(model, "old", False)
-    scandir = os.scandir
-
-    def moved_away(path: Path | str) -> Iterator[os.DirEntry[str]]:
-        if str(path) == str(model):
-            model.rename(tmp_path / "elsewhere")
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", moved_away)
-    write_folder(model, "new", True)
-    assert (model / "weights").read_text() == "new"
-    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "model"]
-
-
-def test_a_link_to_a_folder_is_replaced_and_the_folder_stays(tmp_path: Path) -> None:
-    write_folder(tmp_path / "kept", "old", False)
-    (tmp_path / "model").symlink_to(tmp_path / "kept")
-    write_folder(tmp_path / "model", "new", True)
-    assert (tmp_path / "model" / "weights").read_text() == "new"
-    assert (tmp_path / "kept" / "weights").read_text() == "old"
-    assert sorted(os.listdir(tmp_path)) == ["kept", "model"]
-
-
-def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_folder(tmp_path / "model", "old", False)
-    rename = Path.rename
-
-    def refuse(self: Path, target: Path) -> Path:
-        if target.name == "model" and self.suffix == ".tmp":
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(PosthocError, match="Input/output error"):
-        write_folder(tmp_path / "model", "new", True)
-    assert (tmp_path / "model" / "weights").read_text() == "old"
-    assert os.listdir(tmp_path) == ["model"]
 
 
 # Workers, clocks, terminals

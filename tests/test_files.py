@@ -144,7 +144,7 @@ def test_a_head_comes_back_with_its_words(tmp_path: Path) -> None:
     assert dict(back.provenance) == {"method": "tau-norm", "tau": "0.7"}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_bit_is_always_found(tmp_path: Path, data: st.DataObject) -> None:
     """Anywhere but in a metadata string the file is refused; there the tensors still come back exact."""

@@ -18,7 +18,7 @@ def typed(hostile: ModuleType) -> ModuleType:
     return sys.modules["hostile_commands"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chance=st.randoms(use_true_random=False))
 def test_random_commands(
     hostile: ModuleType, typed: ModuleType, tmp_path_factory: pytest.TempPathFactory, chance: random.Random

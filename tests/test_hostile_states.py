@@ -125,7 +125,7 @@ class Files(RuleBasedStateMachine):
         assert {path.name for path in self.folder.iterdir()} == set(self.model)
 
 
-Files.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+Files.TestCase.settings = settings(max_examples=30, stateful_step_count=20)
 TestFiles = Files.TestCase
 
 

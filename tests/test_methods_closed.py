@@ -43,7 +43,7 @@ def test_tau_one_for_the_train_prior_is_the_baseline() -> None:
     classes=st.integers(2, 8),
     each=st.integers(1, 10**6),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_uniform_train_prior_changes_no_prediction(seed: int, tau: float, classes: int, each: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     head = Head(torch.randn(classes, 3, generator=generator), torch.randn(classes, generator=generator))
@@ -56,7 +56,7 @@ def test_a_uniform_train_prior_changes_no_prediction(seed: int, tau: float, clas
 
 
 @given(seed=st.integers(0, 2**32 - 1), tau=st.floats(0, 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_tau_norm_ignores_the_scale_of_all_weights(seed: int, tau: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, 3, generator=generator, dtype=torch.float64)

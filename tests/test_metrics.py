@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score
 
@@ -41,7 +41,6 @@ def counted(labels: list[int], predicted: list[int], classes: int) -> Tally:
     return tally(torch.tensor(labels), torch.tensor(predicted), classes)
 
 
-@settings(deadline=None)
 @given(predictions())
 def test_figures_are_those_of_scikit_learn_over_present_classes(sample: Sample) -> None:
     labels, predicted, _ = sample
@@ -63,7 +62,6 @@ def test_balanced_accuracy_is_scikit_learns_when_every_class_is_there() -> None:
     assert balanced_accuracy(seen) == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-15)
 
 
-@settings(deadline=None)
 @given(predictions(), st.randoms(use_true_random=False))
 def test_order_of_samples_and_names_of_classes_do_not_matter(sample: Sample, random: Random) -> None:
     labels, predicted, classes = sample
@@ -118,7 +116,6 @@ def test_group_edges_are_those_of_the_literature() -> None:
     assert groups["few"].tolist() == [False, False, False, True, True, False]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 300), min_size=1, max_size=20),
     st.tuples(st.integers(0, 200), st.integers(0, 200)).map(lambda pair: (min(pair), max(pair))),
@@ -151,7 +148,6 @@ calibrated = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(calibrated, st.integers(1, 20))
 def test_calibration_error_is_its_definition(sample: list[tuple[float, bool]], bins: int) -> None:
     confidence, right = [c for c, _ in sample], [r for _, r in sample]

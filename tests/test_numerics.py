@@ -213,7 +213,7 @@ def bound(head: Head, x: Array) -> Array:
     return np.asarray(gamma * (np.abs(x) @ np.abs(w).T + np.abs(b)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     dimensions=st.sampled_from([1, 3, 64, 700]),

@@ -109,7 +109,7 @@ def test_class_weights_of_huge_exponents_stay_finite() -> None:
     st.lists(st.integers(1, 60), min_size=1, max_size=5),
     st.sampled_from([0.1, 0.9, 0.99, 0.999, 1 - 2.0**-40, 1e-20]),
 )
-@settings(max_examples=30, deadline=None)  # fractions of thousands of digits
+@settings(max_examples=30)  # fractions of thousands of digits
 def test_effective_numbers_are_exact(counts: list[int], beta: float) -> None:
     weights = effective_number_weights(torch.tensor(counts), beta).numpy()
     np.testing.assert_allclose(weights, exact_effective_weights(counts, beta), rtol=1e-12)

@@ -128,7 +128,7 @@ def test_columns_line_up() -> None:
     assert all(line[start - 1].isdigit() for line in lines[3:7])
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(40, 120))
 def test_the_table_fits_its_terminal(width: int) -> None:
     text = table().text(width)
@@ -333,7 +333,7 @@ def test_the_verdict_tells_the_metric_that_was_chosen_by() -> None:
     assert told("balanced-accuracy", None).startswith("On test, balanced accuracy rises")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-0.3, 0.3), min_size=3, max_size=3), st.floats(0.001, 0.2))
 def test_the_verdict_calls_no_difference_real_whose_interval_holds_zero(deltas: list[float], se: float) -> None:
     gains = [Paired(d, d - 1.96 * se, d + 1.96 * se, 0.5) for d in deltas]

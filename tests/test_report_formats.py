@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from posthoc_lt.errors import PosthocError
@@ -79,7 +79,6 @@ def test_render_of_no_rows_prints_no_rows() -> None:
         assert "n/a" not in render([], form)
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_no_text_reaches_a_spreadsheet_as_a_formula_or_a_terminal_as_control(text: str) -> None:
     [_, [cell]] = csv.reader(io.StringIO(render([{"a": text}], "csv"), newline=""))

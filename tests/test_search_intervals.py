@@ -101,7 +101,7 @@ def test_exact_maximum_is_no_less_than_a_fine_grid_on_200_problems(kind: int) ->
 quarters = st.integers(-8, 8).map(lambda n: n / 4)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), classes=st.integers(1, 5), count=st.integers(1, 12), power=st.booleans())
 def test_ties_zeros_and_equal_slopes_equal_brute_force(
     data: st.DataObject, classes: int, count: int, power: bool

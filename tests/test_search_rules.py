@@ -126,7 +126,7 @@ def test_a_class_without_a_sample_is_never_the_worst() -> None:
 stretches = st.tuples(st.integers(0, 19), st.integers(1, 20), st.integers(-9, 9)).filter(lambda s: s[0] < s[1])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(stretches, max_size=12))
 def test_the_least_of_stretches_is_that_of_every_cell(given_stretches: list[tuple[int, int, int]]) -> None:
     first, last, values = (torch.tensor([each[k] for each in given_stretches], dtype=torch.int64) for k in range(3))

@@ -113,7 +113,7 @@ def test_every_figure_in_every_cell(kind: int, name: str) -> None:
 quarters = st.integers(-6, 6).map(lambda n: n / 4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), classes=st.integers(1, 5), count=st.integers(1, 10), power=st.booleans())
 def test_ties_zeros_and_meeting_lines(data: st.DataObject, classes: int, count: int, power: bool) -> None:
     rows = st.lists(st.lists(quarters, min_size=classes, max_size=classes), min_size=count, max_size=count)
@@ -127,7 +127,7 @@ def test_ties_zeros_and_meeting_lines(data: st.DataObject, classes: int, count: 
         assert_traced(family, logits, y, classes, name)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), classes=st.integers(1, 4), count=st.integers(1, 8))
 def test_a_kept_bias_that_crosses_twice_or_touches(data: st.DataObject, classes: int, count: int) -> None:
     """Eighths and small scales: turning points inside the range, equal scales, equal biases, zero logits."""

@@ -247,7 +247,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.allclose(model_prior(world.head, labelled), prior, atol=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(2, 6), st.sampled_from([1.2, 2.0]))
 def test_random_problems_end_at_a_fixed_point(seed: int, classes: int, concentration: float) -> None:
     rng = np.random.default_rng(seed)

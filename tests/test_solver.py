@@ -145,7 +145,7 @@ def test_large_scalings_end_where_small_ones_do(offsets: bool, monkeypatch: pyte
 
 
 @given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=6), share=st.floats(0.05, 1.0), seed=st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_sketch_keeps_rare_classes_whole_and_every_class_s_weight(counts: list[int], share: float, seed: int) -> None:
     y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))]
@@ -180,7 +180,7 @@ def test_lws_and_affine_take_about_one_pass_an_iteration(monkeypatch: pytest.Mon
 
 
 @given(scale=st.floats(1e-4, 1e4), offset=st.floats(-100, 100), balanced=st.booleans())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_neither_unit_nor_offset_of_the_features_changes_a_logit(scale: float, offset: float, balanced: bool) -> None:
     p = problem(3)
     x, y = torch.tensor(p.x), torch.tensor(p.y)

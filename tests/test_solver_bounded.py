@@ -182,7 +182,7 @@ def test_steps_that_run_out_are_told_and_their_head_is_within_the_bound() -> Non
     towards=st.booleans(),
     large=st.booleans(),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_row_is_ever_longer(bound: float, l2: float, seed: int, towards: bool, large: bool) -> None:
     p = problem(seed, counts=(12, 5, 1), dimensions=3)
     with pytest.MonkeyPatch.context() as patch:

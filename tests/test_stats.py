@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binomtest
@@ -77,13 +77,11 @@ def counts(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     return [*right, draw(st.integers(1, 4))], actual
 
 
-@settings(deadline=None)
 @given(counts())
 def test_balanced_interval_is_its_formula(sample: tuple[list[int], list[int]]) -> None:
     assert balanced_interval(of(*sample)) == pytest.approx(slow_interval(*sample), abs=1e-12)
 
 
-@settings(deadline=None)
 @given(counts(), st.randoms(use_true_random=False))
 def test_train_counts_sort_the_classes(sample: tuple[list[int], list[int]], random: Random) -> None:
     right, actual = sample
@@ -92,7 +90,6 @@ def test_train_counts_sort_the_classes(sample: tuple[list[int], list[int]], rand
     assert found == pytest.approx(slow_interval(right, actual, train), abs=1e-12)
 
 
-@settings(deadline=None)
 @given(counts(), st.data())
 def test_weights_and_masks_say_how_much_a_class_counts(
     sample: tuple[list[int], list[int]], data: st.DataObject
@@ -107,7 +104,6 @@ def test_weights_and_masks_say_how_much_a_class_counts(
     assert balanced_interval(of(right, actual), weight=mask) == pytest.approx(alone, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 4).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), min_size=1, max_size=9))
 def test_balanced_interval_holds_its_estimate_and_mirrors(sample: list[tuple[int, int]]) -> None:
     right, actual = (list(column) for column in zip(*sample, strict=True))
@@ -204,7 +200,6 @@ def test_a_balanced_interval_is_no_narrower_than_wilsons() -> None:
             assert high >= peer.high - 0.012
 
 
-@settings(deadline=None)
 @given(st.integers(1, 500), st.data())
 def test_accuracy_interval_is_scipys_wilson(total: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, total))
@@ -222,7 +217,6 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_rejects_what_its_step_down_definition_rejects(p_values: list[float]) -> None:
     adjusted = holm(p_values)

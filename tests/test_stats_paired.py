@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
@@ -74,7 +74,6 @@ def slow_end(gain: float, loss: float, n: float, outside: float) -> float:
 outcomes = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=40)
 
 
-@settings(deadline=None)
 @given(outcomes, st.sampled_from([None, [0, 0, 0, 1, 1], [1, 3, 0, 2, 5]]))
 def test_paired_difference_is_its_formula(sample: list[tuple[int, bool, bool]], weight: list[int] | None) -> None:
     labels, a, b = (list(column) for column in zip(*[*sample, (4, True, False)], strict=True))
@@ -86,7 +85,6 @@ def test_paired_difference_is_its_formula(sample: list[tuple[int, bool, bool]], 
     )  # a double root costs half the digits
 
 
-@settings(deadline=None)
 @given(outcomes)
 def test_paired_difference_turns_its_sign_with_its_sides_and_not_with_the_order(
     sample: list[tuple[int, bool, bool]],
@@ -99,7 +97,6 @@ def test_paired_difference_turns_its_sign_with_its_sides_and_not_with_the_order(
     assert (turned.delta, turned.low, turned.high) == pytest.approx((there.delta, there.low, there.high))
 
 
-@settings(deadline=None)
 @given(outcomes, st.floats(0.5, 0.99))
 def test_the_interval_holds_its_estimate_and_leaves_0_out_only_where_the_test_does(
     sample: list[tuple[int, bool, bool]], level: float

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from commands import json_of, out_of, refusal_of
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -36,7 +36,6 @@ def expected(y: Floats, predicted: Floats, target: Floats | None, cost: Floats |
     return float(np.average(means, weights=None if target is None else target[present]))
 
 
-@settings(deadline=None)
 @given(rows, st.booleans(), st.booleans())
 def test_a_score_its_interval_and_difference(
     sample: list[tuple[int, int, int]], with_target: bool, with_cost: bool
@@ -59,7 +58,6 @@ def test_a_score_its_interval_and_difference(
         assert made.mean_cost(one) == pytest.approx(np.average(COST[y, before], weights=weight))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), min_size=1, max_size=30))
 def test_right_and_wrong_are_worth_1_and_0(sample: list[tuple[int, bool, bool]]) -> None:
     labels, a, b = (torch.tensor(column) for column in zip(*sample, strict=True))

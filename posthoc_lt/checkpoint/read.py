@@ -173,7 +173,7 @@ def _sha256_of(stamps: Mapping[Path, tuple[int, ...] | None], files: Iterable[Pa
 
 def _require_held(path: Path, files: Iterable[Path], state: Mapping[str, Tensor]) -> None:
     """Refuse tensors that no network's weights are, among them those that would unfold to far more than the file."""
-    most = max(sum(file.stat().st_size for file in files), _SMALL_BYTES)
+    most = max(sum(stamp[2] for stamp in map(_stamp, files) if stamp), _SMALL_BYTES)
     for name, tensor in state.items():
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_complex() or tensor.nbytes > most:
             raise PosthocError(

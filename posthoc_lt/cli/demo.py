@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import sys
 import zipfile
@@ -81,18 +82,22 @@ def unpack(folder: Path, force: bool = False) -> None:
 
 def _write(path: Path, content: bytes, force: bool) -> None:
     """Write one file unless it is there already, whole or not at all; thousands of small files need no sync each."""
+    there = path.exists()  # asked first, for another demo may be making it
     if path.is_file() and path.read_bytes() == content:
         return
-    if path.exists() and not force:
+    if there and not force:
         raise PosthocError(
             f"{show(path)}, which exists and is not the demo's",
             "a folder of the demo's own",
             "give --into with another folder, or --force to overwrite it",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -102,7 +102,10 @@ def protect(out: Path | None, kind: str | None, *inputs: Path) -> None:
     require_writable(out)
     if not out.exists():
         return
-    same = any(is_file(path) and out.samefile(path) for path in (*inputs, *_named_files()))
+    try:
+        same = any(is_file(path) and out.samefile(path) for path in (*inputs, *_named_files()))
+    except FileNotFoundError:  # another process has just removed it
+        return
     if same or not out.is_file() or _is_other(out, kind):
         what = "an input of this command" if same else "something else than this command writes"
         raise PosthocError(

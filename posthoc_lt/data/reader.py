@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from posthoc_lt import ranks
+from posthoc_lt.ahead import beside
 from posthoc_lt.data.images import UnreadableImageError, open_image
 from posthoc_lt.data.samples import Samples
 from posthoc_lt.errors import PosthocError, show
@@ -138,8 +139,13 @@ class Reader(Dataset[Read]):
 
     def _read_beside(self, groups: Sequence[Sequence[int]], workers: int) -> Iterator[list[Read]]:
         loader = DataLoader(self, batch_sampler=map(list, groups), num_workers=workers, collate_fn=list)
-        try:
+
+        def read() -> Iterator[list[Read]]:
             yield from loader
+
+        try:
+            # In a thread of its own: in the main one torch has a worker's death raise wherever that happens to be.
+            yield from beside(read())
         except (RuntimeError, OSError, EOFError) as error:  # what the data set itself raises is a `Read`
             raise PosthocError(
                 f"a worker process of {show(self.samples.name(0))} and others, which has died ({show(error)})",

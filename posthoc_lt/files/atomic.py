@@ -7,12 +7,16 @@ import filecmp
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, show
+
+_PATIENCE = 60
+"""Seconds that another process may take to name its files."""
 
 
 @contextmanager
@@ -83,7 +87,7 @@ def _publish(temporary: Path, path: Path, force: bool) -> None:
         else:
             _move_to_free(temporary, path)
     except FileExistsError:
-        if _is_same(temporary, path):  # another process has just made it
+        if _is_same(temporary, _filled(path)):  # another process has just made it
             return
         raise PosthocError(
             f"{show(path)}, which exists and holds something else",
@@ -98,8 +102,21 @@ def _publish(temporary: Path, path: Path, force: bool) -> None:
             os.close(folder)
 
 
+def _filled(path: Path) -> Path:
+    """The same path, once what another process has only taken the name for is there, or a second has gone by."""
+    for _ in range(100):
+        with suppress(OSError):
+            if path.stat().st_size:
+                break
+        time.sleep(0.01)
+    return path
+
+
 def _is_same(temporary: Path, path: Path) -> bool:
-    return path.is_file() and filecmp.cmp(temporary, path, shallow=False)
+    try:
+        return path.is_file() and filecmp.cmp(temporary, path, shallow=False)
+    except FileNotFoundError:  # another process has just removed it
+        return False
 
 
 def _move_to_free(temporary: Path, path: Path) -> None:
@@ -115,6 +132,50 @@ def _move_to_free(temporary: Path, path: Path) -> None:
         except OSError:
             path.unlink()
             raise
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[Callable[[], None]]:
+    """A call that waits until no other process names files in `folder`; from then on none does until the block ends.
+
+    For several files that belong together: each appears whole, but of two writers at once each could name some.
+
+    Raises:
+        PosthocError: by the call, another process has been at it for a minute.
+    """
+    try:
+        place = os.open(folder, os.O_RDONLY)
+    except OSError:  # not every platform opens folders; where there is none, who writes there is told
+        yield lambda: None
+        return
+    try:
+        yield lambda: _wait(place, folder)
+    finally:
+        os.close(place)
+
+
+def _wait(place: int, folder: Path) -> None:
+    end = time.monotonic() + _PATIENCE
+    while ranks.rank() == 0 and not _lock(place):  # the first process names the files
+        if time.monotonic() > end:
+            raise PosthocError(
+                f"{show(folder)}, which another process has locked for {_PATIENCE} seconds",
+                "one at a time",
+                "wait for it, or give --out with another folder",
+            )
+        time.sleep(0.1)
+
+
+def _lock(place: int) -> bool:
+    """Lock an open folder unless another process has; True too where there are no locks."""
+    with suppress(ImportError):
+        import fcntl  # not on every platform
+
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # not every file system has locks
+            return not isinstance(error, BlockingIOError)
+    return True
 
 
 def unwritable(path: Path, error: OSError | ValueError) -> PosthocError:

@@ -42,6 +42,8 @@ def replacing_folder(path: Path, force: bool = False) -> Iterator[Path]:
             "give --out with another place, or free some space",
         ) from None
     finally:
+        if os.path.lexists(path):  # else the old one is all there is
+            _remove(_old(temporary))  # still there where that was interrupted
         shutil.rmtree(temporary, ignore_errors=True)
     ranks.wait()
 
@@ -80,22 +82,29 @@ def _may_go(path: Path) -> bool:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Put a folder in the place of another, which is back there if that fails."""
-    old = temporary.with_suffix(".old")
-    while True:
-        with suppress(FileNotFoundError):  # another process has just moved it away
-            path.rename(old)
-        try:
-            temporary.rename(path)
-        except OSError as error:
-            if error.errno not in _TAKEN:
-                with suppress(OSError):
-                    old.rename(path)
-                raise
-            _remove(old)  # another process has put its own there, which goes in turn
-        else:
-            break
+    """Put a folder in the place of another, which is back there if that fails or is interrupted."""
+    old = _old(temporary)
+    try:
+        while True:
+            with suppress(FileNotFoundError):  # another process has just moved it away
+                path.rename(old)
+            try:
+                temporary.rename(path)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+                _remove(old)  # another process has put its own there, which goes in turn
+            else:
+                break
+    except BaseException:
+        with suppress(OSError):  # unless the new one is there
+            old.rename(path)
+        raise
     _remove(old)
+
+
+def _old(temporary: Path) -> Path:
+    return temporary.with_suffix(".old")
 
 
 def _remove(old: Path) -> None:

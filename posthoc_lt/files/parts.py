@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from posthoc_lt.files.container import Pieces, read_container, write_container
 
 _PART = "posthoc-lt-part"
 _VERSION = "1"
+_LOCK = "lock"
+_held = set[int]()
+"""The open locks, which a forked worker process lets go of: it may outlive this one, and they with it."""
 _AGAIN = "type the same command again, which makes it anew"
 
 
@@ -108,7 +111,13 @@ class Parts:
 
     def remove(self) -> None:
         """Remove all parts for this file, once it is there."""
-        shutil.rmtree(self.folder.parent, ignore_errors=True)
+        whole = self.folder.parent
+        with suppress(OSError):
+            for each in whole.iterdir():
+                if each.name != _LOCK:
+                    shutil.rmtree(each, ignore_errors=True)
+            (whole / _LOCK).unlink()  # last: whoever makes a new one must find nothing that is still to go
+            whole.rmdir()
 
 
 @contextmanager
@@ -123,20 +132,17 @@ def working(path: Path, identity: Mapping[str, object]) -> Iterator[Parts]:
         PosthocError: the folder cannot be made, or another process is at it.
     """
     folder = _folder(path) / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.parent / "lock", os.O_CREAT | os.O_RDWR, 0o666)
-    except OSError as error:
-        raise unwritable(folder, error) from None
-    try:
+    with ExitStack() as stack:
         if ranks.rank() == 0:
-            _lock(lock, path)
+            stack.enter_context(_locked(folder.parent, path))
+            try:
+                folder.mkdir(exist_ok=True)  # only now: who had the lock before may have removed it
+            except OSError as error:
+                raise unwritable(folder, error) from None
             for left in folder.glob(".*.tmp"):  # by a process that was killed as it wrote
                 left.unlink()
         ranks.wait()
         yield Parts(folder)
-    finally:
-        os.close(lock)
 
 
 def discard(path: Path) -> None:
@@ -150,20 +156,54 @@ def _folder(path: Path) -> Path:
     return path.with_name(f".{path.name[:60]}.parts")  # as much of the name as fits with what is added
 
 
+@contextmanager
+def _locked(folder: Path, path: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+    except FileNotFoundError:  # another process has removed it in between
+        raise _busy(path) from None
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
+        _lock(file, path)
+        _held.add(file)
+        yield
+    finally:
+        _held.discard(file)
+        os.close(file)
+
+
+def _let_go() -> None:
+    for file in _held:
+        os.close(file)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 def _lock(file: int, path: Path) -> None:
     with suppress(ImportError):
         import fcntl  # not on every platform
 
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if not isinstance(error, BlockingIOError):
-                return  # not every file system has locks
-            raise PosthocError(
-                f"{show(path)}, which another process is making",
-                "one at a time",
-                "wait for it, or give --out with another name",
-            ) from None
+        except BlockingIOError:
+            raise _busy(path) from None
+        except OSError:
+            return  # not every file system has locks
+        if not os.fstat(file).st_nlink:  # who had it has removed it: the next one makes, and has, another
+            raise _busy(path)
+
+
+def _busy(path: Path) -> PosthocError:
+    return PosthocError(
+        f"{show(path)}, which another process is making",
+        "one at a time",
+        "wait for it, or give --out with another name",
+    )
 
 
 def _read(path: Path) -> Part:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from posthoc_lt import ranks
 from posthoc_lt.errors import PosthocError, show
-from posthoc_lt.files.atomic import replacing
+from posthoc_lt.files.atomic import in_turn, replacing
 from posthoc_lt.files.container import (
     SHARD,
     Pieces,
@@ -65,14 +65,18 @@ def writing(
     groups = _grouped(sizes, shard_bytes)
     if len(groups) == 1:
         _refuse(_index_of(path), force)
-        with replacing(path, force, inside) as temporary:
-            write_container(temporary, tensors, metadata)
-            yield read_container(temporary, metadata["format"], metadata["version"], "write it again")
-        _forget(path, keep=())
+        with in_turn(path.parent) as begin:
+            with replacing(path, force, inside) as temporary:
+                write_container(temporary, tensors, metadata)
+                yield read_container(temporary, metadata["format"], metadata["version"], "write it again")
+                begin()
+                _refuse(_index_of(path), force)
+            _forget(path, keep=())
         return
     _refuse(path, force)
     names = [f"{path.stem}-{i:05}-of-{len(groups):05}{path.suffix}" for i in range(1, len(groups) + 1)]
     with ExitStack() as stack:
+        begin = stack.enter_context(in_turn(path.parent))
         index = stack.enter_context(replacing(_index_of(path), force, inside))  # left last: published last
         whole: dict[str, Tensor] = {}
         checksums: dict[str, str] = {}
@@ -85,6 +89,8 @@ def writing(
         said = {**metadata, "checksums": all_checksums(checksums, whole, metadata)}
         _write_index(index, dict(zip(names, groups, strict=True)), sum(sizes.values()), said)
         yield whole, said
+        begin()
+        _refuse(path, force)
         if force:
             _forget(path, keep=names)  # a set that is being replaced is never half there
     if force and ranks.rank() == 0:
@@ -172,7 +178,7 @@ def _forget(path: Path, keep: Collection[str]) -> None:
     for name in set(places.values()) - set(keep):
         if name.startswith(path.stem + "-"):
             index.with_name(name).unlink(missing_ok=True)
-    index.unlink()  # last, since without it nobody would know of shards that are left by an interruption
+    index.unlink(missing_ok=True)  # last, since without it nobody would know of shards that are left by an interruption
 
 
 def _read_shard(path: Path) -> Stored:
