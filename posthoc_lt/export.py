@@ -46,6 +46,7 @@ from posthoc_lt.files import replacing
 from posthoc_lt.files.atomic import in_turn
 from posthoc_lt.files.folder import replacing_folder
 from posthoc_lt.head import Head
+from posthoc_lt.own_code import named_here
 
 SAMPLES = 32
 """How many real inputs a patched checkpoint is proved on."""
@@ -94,9 +95,9 @@ def export(
         head: the new values.
         out: where the patched checkpoint goes; never the checkpoint itself.
         features: what `extract` gave for this checkpoint.
-        arch: the architecture; None takes the one that the features name, which must not be your own code: what a
-            file names is not run.
-        data: the images; None takes those that the features name, with the same exception.
+        arch: the architecture; None takes the one that the features name, unless that is code which you did not name in
+            this process: what only a file names is not run.
+        data: the images; None takes those that the features name, likewise.
         force: overwrite an existing, different file.
         add_bias: add a bias to a layer that has none; the code that loads the file must then expect it.
         allow_pickle: load even a checkpoint that may run code on loading; only for files that you trust.
@@ -212,7 +213,7 @@ def _head_name(checkpoint: Checkpoint, features: FeatureSet) -> str:
 
 def _harmless(option: str, named: str | None, runs: Callable[[str], bool]) -> str | None:
     """What the features name for an option, unless that is code to run: a feature file may come from anyone."""
-    if named is not None and runs(named):
+    if named is not None and runs(named) and not named_here(named):
         raise PosthocError(
             f"features that name code to run, {option} {show(named)}",
             "the same from you, if the code is yours: what only a file names is not run",

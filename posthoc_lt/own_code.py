@@ -10,6 +10,13 @@ from contextlib import contextmanager
 
 from posthoc_lt.errors import PosthocError, show
 
+_named = set[str]()
+
+
+def named_here(spec: str) -> bool:
+    """Whether the user of this process has named this code, and not only a file that it read."""
+    return spec in _named
+
 
 def own_function(option: str, spec: str, wanted: str, example: str) -> Callable[..., object]:
     """The function that ``module:function`` names, importable from the current folder.
@@ -23,6 +30,7 @@ def own_function(option: str, spec: str, wanted: str, example: str) -> Callable[
     Raises:
         PosthocError: the module does not import, or has no such function.
     """
+    _named.add(spec)
     module, _, name = spec.partition(":")
     with current_folder():
         try:

@@ -276,7 +276,7 @@ def test_every_export_is_the_same_bytes(
     for count in (1, 2, 4):
         threads(count)
         features = extract(name, images, arch=arch, allow_pickle=True)
-        export(name, new_head(features), f"{count}{Path(name).suffix}", features=features, arch=arch, allow_pickle=True)
+        export(name, new_head(features), f"{count}{Path(name).suffix}", features=features, allow_pickle=True)
         made.append(Path(f"{count}{Path(name).suffix}").read_bytes())
     assert made[0] == made[1] == made[2]
 

@@ -202,7 +202,7 @@ class Net(nn.Module):
     torch.save({"model": {f"model.{key}": value for key, value in layers.state_dict().items()}}, "model.pt")
     features = extract("model.pt", images, arch="own_wrapped:Net")
     assert features.provenance["head_name"] == "model.2"
-    exported = export("model.pt", new_head(features), "balanced.pt", features=features, arch="own_wrapped:Net")
+    exported = export("model.pt", new_head(features), "balanced.pt", features=features)
     assert exported.changed == ("model.2.weight", "model.2.bias")
 
 

@@ -105,7 +105,8 @@ def test_the_network_that_it_was_trained_as_is_taken_and_said(
     assert run(["extract", "--ckpt", "other.pt", "--out", "twin.safetensors"]) == 1
     assert f"Taken as {other}. Other networks" in capsys.readouterr().err.replace("\n", " ")
     out_of("logit-adjust --features twin.safetensors --tau 1 --out head.safetensors", capsys)
-    out_of("export --ckpt twin.pt --features twin.safetensors --head head.safetensors --out new.pt", capsys)
+    export = "export --ckpt twin.pt --features twin.safetensors --head head.safetensors --out new.pt"
+    out_of(f"{export} --arch {name}", capsys)
 
 
 @pytest.mark.usefixtures("index")

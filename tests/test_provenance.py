@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_network import small, write_images
 
+from posthoc_lt import own_code
 from posthoc_lt.cli import run
 from posthoc_lt.errors import PosthocError
 from posthoc_lt.export import export
@@ -60,9 +61,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def own(place: Path, images: Path) -> FeatureSet:
     """Features by the user's own network, whose code has not run in this process since."""
     features = extract("model.pt", images, arch="provenance_code:build", device="cpu")
-    sys.modules.pop("provenance_code")
-    Path("ran").unlink()
+    forget()
     return features
+
+
+def forget() -> None:
+    """As in a process of its own."""
+    sys.modules.pop("provenance_code")
+    own_code._named.clear()
+    Path("ran").unlink()
 
 
 def test_code_that_features_name_runs_only_where_you_name_it(own: FeatureSet) -> None:
@@ -74,8 +81,14 @@ def test_code_that_features_name_runs_only_where_you_name_it(own: FeatureSet) ->
     assert Path("ran").exists()
 
 
+def test_what_was_named_in_this_process_need_not_be_named_again(place: Path) -> None:
+    features = extract("model.pt", "provenance_code:splits", arch="provenance_code:build", device="cpu")
+    export("model.pt", features.head, "out.pt", features=features)
+
+
 def test_data_that_features_name_are_no_code(place: Path) -> None:
     features = extract("model.pt", "provenance_code:splits", arch="provenance_code:build", device="cpu")
+    forget()
     arch = "provenance_code:build"
     with pytest.raises(PosthocError, match=r"name code to run.*add --data provenance_code:splits"):
         export("model.pt", features.head, "out.pt", features=features, arch=arch)
@@ -90,6 +103,7 @@ def test_the_command_and_the_result_take_it(own: FeatureSet) -> None:
     assert run(words) == 1
     assert not Path("ran").exists()
     assert run([*words, "--arch", "provenance_code:build"]) == 0
+    forget()
     result = rebalance(own, methods="logit-adjust", device="cpu")
     result.export("model.pt", "again.pt", arch="provenance_code:build")
 
