@@ -23,7 +23,7 @@ def identical_rows(x: Tensor, other: Tensor) -> int:
     >>> identical_rows(torch.eye(3), torch.eye(3)[:2].half())
     2
     """
-    if not len(x) or not len(other) or x.shape[1] != other.shape[1]:
+    if not x.numel() or not other.numel() or x.shape[1] != other.shape[1]:
         return 0
     kind = min(x.dtype, other.dtype, key=lambda each: each.itemsize)
     known, order = _hashes(other, kind).sort()
@@ -39,6 +39,8 @@ def repeated_rows(x: Tensor) -> int:
     >>> repeated_rows(torch.tensor([[1.0], [2.0], [1.0], [1.0]]))
     2
     """
+    if not x.numel():
+        return 0
     known, order = _hashes(x, x.dtype).sort(stable=True)
     alike = (known[1:] == known[:-1]).nonzero()[:, 0]
     return _equal(x, order[alike], x, order[alike + 1], x.dtype)

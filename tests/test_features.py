@@ -203,7 +203,7 @@ def test_repeated_rows_are_counted(dtype: torch.dtype, width: int) -> None:
     made = rows(0, 90, dtype, width)
     drawn = made.subset(torch.randint(90, (120,), generator=torch.Generator().manual_seed(1)))
     assert drawn.repeated() == 120 - len(set(map(tuple, drawn.x.tolist())))
-    assert Features(torch.zeros(0, 3)).repeated() == 0
+    assert Features(torch.zeros(0, 3)).repeated() == Features(torch.zeros(3, 0)).repeated() == 0
     assert Features(torch.zeros(4, 3)).repeated() == 3
 
 
