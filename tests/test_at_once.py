@@ -231,6 +231,24 @@ def test_a_lock_lets_in_one_at_a_time(tmp_path: Path, often: None) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_place_that_vanishes_as_it_is_made_is_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, is_dir = tmp_path / ".out.parts", Path.is_dir
+    place.mkdir()
+
+    def vanished(self: Path) -> bool:
+        if self == place and os.path.lexists(place):
+            place.rmdir()
+        return is_dir(self)
+
+    monkeypatch.setattr(Path, "is_dir", vanished)  # which mkdir asks where it finds something
+    with pytest.raises(PosthocError, match="another process is making"), working(tmp_path / "out", {}):
+        pass
+    monkeypatch.undo()
+    place.write_text("a file")
+    with pytest.raises(PosthocError, match="which cannot be written"), working(tmp_path / "out", {}):
+        pass
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 def test_a_lock_does_not_outlive_a_killed_process_in_its_workers(tmp_path: Path) -> None:
     code = """

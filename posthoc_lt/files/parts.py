@@ -161,8 +161,10 @@ def _locked(folder: Path, path: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)
-    except FileNotFoundError:  # another process has removed it in between
-        raise _busy(path) from None
+    except (FileNotFoundError, FileExistsError) as error:
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise unwritable(folder, error) from None
+        raise _busy(path) from None  # another process has removed it in between
     except OSError as error:
         raise unwritable(folder, error) from None
     try:
