@@ -223,8 +223,8 @@ def test_a_lock_lets_in_one_at_a_time(tmp_path: Path, often: None) -> None:
                 inside.append(1)
                 most[0] = max(most[0], len(inside))
                 (parts.folder / "part").write_text("x")
-                parts.remove()
                 inside.pop()
+                parts.remove()  # with which the next one may come
 
     assert at_once([work] * 4) == [None] * 4
     assert most == [1]
