@@ -162,7 +162,7 @@ def _locked(folder: Path, path: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)
     except (FileNotFoundError, FileExistsError) as error:
-        if os.path.lexists(folder) and not folder.is_dir():
+        if folder.is_file():  # asked once, for it comes and goes
             raise unwritable(folder, error) from None
         raise _busy(path) from None  # another process has removed it in between
     except OSError as error:
