@@ -279,6 +279,18 @@ def test_the_likeliest_head_is_that_of_a_fine_grid_of_scales() -> None:
         assert abs(lowest - min(slow)) < 0.01
 
 
+def test_a_loss_that_is_infinite_and_left_out_does_not_matter() -> None:
+    """As of a class that a head never predicts."""
+    losses = torch.rand(3, len(path_search.SCALES), dtype=torch.float64)
+    losses[1] = torch.inf
+    kept, weights = torch.tensor([True, False, True]), torch.tensor([0.25, 0.75], dtype=torch.float64)
+    predicted = torch.zeros(3, dtype=torch.int64)
+    part = path_search.Profile([predicted], [losses], 2).subset(kept)
+    alone = path_search.Profile([predicted[:2]], [losses[kept]], 2)
+    assert bool(path_search.least_losses(part, weights).isfinite().all())
+    assert torch.equal(path_search.least_losses(part, weights), path_search.least_losses(alone, weights))
+
+
 def slow_pick(heads: list[Head], x: Floats, y: Ints) -> tuple[int, int, str]:
     """The likeliest of heads, the best by balanced accuracy, and which of the two decided, as `choose` states it."""
     logits = [torch.from_numpy(x) @ head.weight.T + head.bias for head in heads]

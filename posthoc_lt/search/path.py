@@ -94,11 +94,13 @@ def least_losses(profile: Profile, weights: Tensor) -> Tensor:
     """Each head's penalised NLL (K,) at its best scale."""
     effective = effective_size(weights)
     penalty = ((SCALES.log() - LOG_SCALE_PRIOR[0]) / LOG_SCALE_PRIOR[1]).square() / 2
-    weights = weights if profile.kept is None else placed(profile.kept, weights)
     means = torch.zeros(len(profile.losses), len(SCALES), dtype=torch.float64)
     for mean, losses in zip(means, profile.losses, strict=True):
-        for rows in blocks(len(weights)):
-            mean += weights[rows] @ losses[rows]
+        start = 0
+        for rows in blocks(len(losses)):  # those left out may be infinite, which no weight of 0 takes off
+            part = losses[rows] if profile.kept is None else losses[rows][profile.kept[rows]]
+            mean += weights[start : start + len(part)] @ part
+            start += len(part)
     return _lowest(effective * means + penalty)
 
 
